@@ -1,0 +1,285 @@
+"""The command line. One boundary: the user's mistakes print clean and exit 2, bugs keep their traceback.
+
+Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, the rest is kept and reported; 130 interrupted.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ee_ray.errors import UserError
+
+FAILED, INTERRUPTED = 3, 130
+REPORTS = Path("reports")
+
+
+class _Commands(click.Group):
+    """The one place where exceptions become messages and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            for problem in error.problems:
+                click.echo(f"error: {problem}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; everything published is kept, the same command continues", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ee-ray")
+def main() -> None:
+    """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
+
+
+def _sweep_command(function: Callable[..., None]) -> click.Command:
+    storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+    return main.command()(click.argument("spec")(storage(function)))
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@_sweep_command
+@_json
+def plan(spec: str, storage: str, as_json: bool) -> None:
+    """Say what SPEC will train and cost; train nothing."""
+    from ee_ray.quote import quote
+    from ee_ray.sweep import open_sweep, prepare_if_quick
+
+    sweep = open_sweep(spec, storage)
+    quotation = quote(sweep, prepare_if_quick(sweep))
+    if as_json:
+        click.echo(json.dumps(quotation, indent=1))
+        return
+    _warn(quotation["warnings"])
+    click.echo(_plan_text(quotation))
+
+
+def _plan_text(quotation: dict[str, Any]) -> str:
+    tokens, search = quotation["tokens"], quotation["search"]
+    lines = [f"{quotation['sweep']}: {search['trials']} trials certain, at most {search['trials_at_most']}", ""]
+    lines.append(f"{'stage':<10}{'planned':>9}{'cached':>9}{'tokens to train':>18}{'warmup/steps':>16}")
+    for kind in ("pretrain", "posttrain", "finetune"):
+        stages = [stage for stage in quotation["stages"] if stage["kind"] == kind]
+        planned = [stage for stage in stages if stage["status"] == "planned"]
+        warmups = sorted({(stage["steps"], f"{stage['warmup_steps']}/{stage['steps']}") for stage in stages})
+        shown = warmups[0][1] if len(warmups) == 1 else f"{warmups[0][1]}..{warmups[-1][1]}"
+        count = sum(stage["tokens"] for stage in planned)
+        lines.append(f"{kind:<10}{len(planned):>9}{len(stages) - len(planned):>9}{count:>18,}{shown:>16}")
+    lines += [
+        "",
+        f"tokens to train   {tokens['to_train']:,}, and at most {tokens['later_at_most']:,} in later rounds",
+        f"one path a trial  {tokens['trialwise']:,} tokens: sharing stages saves a factor of {tokens['saved_factor']:g}",
+        "epochs            " + ", ".join(f"{role} {'?' if n is None else format(n, '.2f')}" for role, n in quotation["epochs"].items()),
+    ]  # fmt: skip
+    if quotation["disk_bytes"] is not None:
+        lines.append(f"disk              {quotation['disk_bytes'] / 1e6:,.1f} MB of new stages")
+    rate = quotation["tokens_per_s"]
+    if quotation["time_s"] is not None:
+        lines.append(f"time              {quotation['time_s'] / 60:,.1f} min of training at {rate['value']:,} tokens/s on {rate['slots']} slots ({rate['source']})")  # fmt: skip
+        lines.append(f"GPU-hours         {quotation['gpu_hours']:g}")
+    else:
+        lines.append(f"time              {rate['source']}")
+    return "\n".join(lines)
+
+
+@_sweep_command
+def prepare(spec: str, storage: str) -> None:
+    """Split, tokenize and pack the data of SPEC."""
+    from ee_ray.sweep import open_sweep
+
+    sweep = open_sweep(spec, storage)
+    _prepare(sweep)
+    for role in sweep.data:
+        packed = sweep.packed(role)
+        assert packed is not None
+        click.echo(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
+
+
+def _prepare(sweep: Any) -> None:
+    from rich.progress import Progress
+
+    from ee_ray.sweep import prepare as prepare_data
+
+    with Progress(transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(role: str, done: int) -> None:
+            if role not in tasks:
+                tasks[role] = bar.add_task(f"packing {role}", total=None)
+            bar.advance(tasks[role], done)
+
+        warnings = prepare_data(sweep, progress)
+    _warn(warnings)
+
+
+@_sweep_command
+@click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
+@click.option("--local", is_flag=True, help="Train in this process, without Ray.")
+def run(spec: str, storage: str, address: str | None, local: bool) -> None:
+    """Run or resume SPEC; print the verdict and write the report."""
+    from rich.console import Console
+
+    from ee_ray.ledger import read_ledger
+    from ee_ray.progress import watching
+    from ee_ray.sweep import open_sweep
+
+    if address and local:
+        raise UserError("--address and --local exclude each other")
+    signal.signal(signal.SIGTERM, _terminate)
+    started = time.monotonic()
+    sweep = open_sweep(spec, storage)
+    _prepare(sweep)
+    sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    if ledger.decision.outstanding:
+        from ee_ray.run import check_model, run_in_process, run_on_ray
+
+        check_model(sweep)
+        console = Console(stderr=True)
+        click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
+        if local:
+            run_in_process(sweep, ledger, lambda snapshot: watching(console, snapshot))
+        else:
+            run_on_ray(sweep, ledger, address, lambda snapshot: watching(console, snapshot))
+        ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    else:
+        click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
+    _finish(sweep, ledger, time.monotonic() - started)
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _finish(sweep: Any, ledger: Any, seconds: float | None = None) -> None:
+    """Write the report, print the verdict, and exit 3 if stages failed."""
+    from ee_ray.report.page import write_report
+    from ee_ray.report.summary import verdict_sentence
+
+    folder = REPORTS / sweep.spec.name
+    summary = write_report(sweep, ledger, folder)
+    click.echo(verdict_sentence(summary))
+    click.echo(f"search: {summary['stop_reason']}")
+    if seconds is not None:
+        click.echo(f"took {seconds:.0f} s")
+    click.echo(f"report: {folder / 'index.html'}")
+    for key, evidence in ledger.failures.items():
+        where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
+        click.echo(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}", err=True)
+        for line in evidence.get("log", [])[-5:]:
+            click.echo(f"    {line}", err=True)
+        click.echo(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local", err=True)
+    if ledger.failures or ledger.decision.outstanding:
+        sys.exit(FAILED)
+
+
+@_sweep_command
+@click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends.")
+@_json
+def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
+    """Say how far SPEC is, from the store alone."""
+    from ee_ray.ledger import read_ledger
+    from ee_ray.sweep import open_sweep
+
+    sweep = open_sweep(spec, storage)
+    while True:
+        ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+        state = _state(ledger)
+        click.echo(json.dumps(state) if as_json else _status_text(sweep.spec.name, state))
+        if not watch or ledger.decision.stop:
+            return
+        time.sleep(2)
+
+
+def _state(ledger: Any) -> dict[str, Any]:
+    from ee_ray.plan import distinct
+
+    stages = distinct(ledger.trials)
+    return {
+        "schema": 1,
+        "stages": {"planned": len(stages), "published": len(ledger.records), "failed": len(ledger.failures)},
+        "trials": {"asked": len(ledger.trials), "finished": len(ledger.results)},
+        "tokens": {
+            "trained": sum(record["tokens"] for record in ledger.records.values()),
+            "left": sum(stage.identity.tokens for key, stage in stages.items() if key not in ledger.records),
+        },
+        "stop": ledger.decision.stop,
+    }
+
+
+def _status_text(name: str, state: dict[str, Any]) -> str:
+    stages, trials, tokens = state["stages"], state["trials"], state["tokens"]
+    failed = f", {stages['failed']} failed" if stages["failed"] else ""
+    return (
+        f"{name}: {trials['finished']} of {trials['asked']} trials, {stages['published']} of {stages['planned']} stages"
+        f"{failed}; {tokens['trained']:,} tokens trained, {tokens['left']:,} left; "
+        + (f"ended: {state['stop']}" if state["stop"] else "not ended")
+    )
+
+
+@_sweep_command
+def report(spec: str, storage: str) -> None:
+    """Rebuild the report of SPEC from the store alone."""
+    from ee_ray.ledger import read_ledger
+    from ee_ray.sweep import open_sweep
+
+    sweep = open_sweep(spec, storage)
+    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+
+
+@_sweep_command
+@_json
+def verify(spec: str, storage: str, as_json: bool) -> None:
+    """Re-hash what SPEC stands on and re-derive its summary; list every mismatch."""
+    from ee_ray.sweep import open_sweep
+    from ee_ray.verify import problems_of
+
+    sweep = open_sweep(spec, storage)
+    problems, checked = problems_of(sweep, REPORTS / sweep.spec.name)
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "checked": checked, "problems": problems}, indent=1))
+    else:
+        click.echo("\n".join([*problems, f"{checked} items checked, {len(problems)} problems"]))
+    if problems:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("keys", nargs=-1, required=True)
+@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_json
+def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
+    """Say what stage KEY is, or what differs between two."""
+    from ee_ray.store import Store
+    from ee_ray.verify import differences, find_key
+
+    if len(keys) > 2:
+        raise UserError(f"explain takes one key or two, got {len(keys)}")
+    store = Store(storage)
+    records = [find_key(store, key) for key in keys]
+    if len(records) == 1:
+        click.echo(json.dumps(records[0], indent=1))
+        return
+    rows = differences(records[0]["payload"], records[1]["payload"])
+    if as_json:
+        click.echo(json.dumps([{"field": field, "a": a, "b": b} for field, a, b in rows], indent=1))
+        return
+    for field, a, b in rows:
+        click.echo(f"{field}: {a!r} -> {b!r}")
+    if not rows:
+        click.echo("the same stage")

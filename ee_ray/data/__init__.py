@@ -1,0 +1,1 @@
+"""Corpora: where documents come from, how they become windows, and in what order windows come."""

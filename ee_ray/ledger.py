@@ -1,0 +1,93 @@
+"""The sweep as its store has it: every trial's losses, and what the search would do next. Reads, never trains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ee_ray.plan import Point, Trial, build_trial, distinct
+from ee_ray.propose import Decision, decide
+from ee_ray.spec import SweepSpec
+from ee_ray.store import Store
+
+COLUMNS = [
+    "lambda", "seed", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
+    "pretrain_key", "posttrain_key", "finetune_key",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Trials that the search has asked for so far, their rows, and its decision.
+
+    `rows` has one row for each finished (lambda, seed, finetune_lr), columns COLUMNS; losses in nats per token.
+    `failures` is the evidence of failed stages by key.
+    """
+
+    trials: list[Trial]
+    rows: pd.DataFrame
+    results: dict[Point, float | None]
+    failures: dict[str, dict[str, Any]]
+    records: dict[str, dict[str, Any]]
+    decision: Decision
+
+
+def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each fine-tuning rate whose stages are all published."""
+    upstream = records.get(trial.upstream.key)
+    if upstream is None:
+        return []
+    rows = []
+    for rate, stage in trial.finetunes:
+        if (record := records.get(stage.key)) is None:
+            continue
+        losses = record["losses"]
+        keys = (trial.pretrain.key, trial.posttrain.key if trial.posttrain else None, stage.key)
+        values = (upstream["losses"]["post"], losses["post"], losses["ft"], losses["pre"])
+        place = (trial.point.level / spec.search.ladder, trial.point.seed, rate)
+        rows.append(dict(zip(COLUMNS, (*place, *values, *keys), strict=True)))
+    return rows
+
+
+def objective(spec: SweepSpec, rows: list[dict[str, Any]]) -> float | None:
+    """Retained loss at the objective's fine-tuning rate, if that stage is there."""
+    return next((float(row["L_ret"]) for row in rows if row["finetune_lr"] == spec.objective.finetune_lr), None)
+
+
+def failure_of(store: Store, trial: Trial) -> dict[str, dict[str, Any]]:
+    """Evidence of the trial's failed stages. A stage that was published since has none."""
+    found = {key: store.failure(key) for key in distinct([trial])}
+    return {key: evidence for key, evidence in found.items() if evidence}
+
+
+def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledger:
+    """Replay the search over the store.
+
+    A trial counts once all of its stages are published, or as failed once one of them has diverged: that would
+    happen again. Other failures (a full disk, a killed worker) leave the trial outstanding, to be tried again.
+    """
+    trials: dict[Point, Trial] = {}
+    rows: dict[Point, list[dict[str, Any]]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    failures: dict[str, dict[str, Any]] = {}
+    results: dict[Point, float | None] = {}
+    while True:
+        decision = decide(spec, results)
+        fresh = [point for point in decision.visited if point not in trials]
+        for point in fresh:
+            trial = trials[point] = build_trial(spec, data, point)
+            for key, stage in distinct([trial]).items():
+                if key not in records and (record := store.find(key, stage.identity.payload())):
+                    records[key] = record
+            failed = failure_of(store, trial)
+            failures |= failed
+            rows[point] = trial_rows(spec, trial, records)
+            if len(rows[point]) == len(trial.finetunes):
+                results[point] = objective(spec, rows[point])
+            elif any(evidence["diverged"] for evidence in failed.values()):
+                results[point] = objective(spec, rows[point])
+        if not fresh:
+            flat = [row for point in trials for row in rows[point]]
+            frame = pd.DataFrame(flat, columns=COLUMNS)
+            return Ledger(list(trials.values()), frame, results, failures, records, decision)

@@ -1,0 +1,108 @@
+"""One HTML file that opens without a network: the verdict first, then the figures, then what was run."""
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from ee_ray.ledger import Ledger
+from ee_ray.propose import estimate
+from ee_ray.report import figures
+from ee_ray.report.summary import seed_means, summarize, verdict_sentence
+from ee_ray.sweep import Sweep
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.3rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.5rem; }
+.verdict { font-size: 1.35rem; line-height: 1.4; border-left: 5px solid #009E73; padding-left: 1rem; margin: 1rem 0; }
+.facts, p.note { color: #555; font-size: .92rem; }
+table { border-collapse: collapse; font-size: .88rem; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .82rem; }
+"""
+
+
+def _div(figure: go.Figure, name: str) -> str:
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displaylogo": False})  # fmt: skip
+    return f'<div class="wide">{html}</div>'
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = ""
+    for row in rows:
+        cells = (f'<td class="n">{cell:.4f}</td>' if isinstance(cell, float) else f"<td>{escape(str(cell))}</td>" for cell in row)  # fmt: skip
+        body += f"<tr>{''.join(cells)}</tr>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    tokens, stages, optimum = summary["tokens"], summary["stages"], summary["optimum"]
+    parts = [f"Search: {summary['stop_reason']}."]
+    if optimum:
+        parts.append(f"P(interior) = {optimum['p_interior']:.3f}; noise of one run {optimum['noise_sd']:.4f} nats, of a seed {optimum['seed_sd']:.4f}.")  # fmt: skip
+    if tokens["saved_factor"]:
+        parts.append(f"{tokens['trained']:,} tokens trained in {stages['trained'] + stages['reused']} stages; one path per trial would have taken {tokens['trialwise']:,} ({tokens['saved_factor']:g} times as many).")  # fmt: skip
+    if stages["failed"]:
+        parts.append(f"{stages['failed']} stages failed: see below.")
+    return " ".join(parts)
+
+
+def _answer(sweep: Sweep, ledger: Ledger) -> list[str]:
+    known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
+    optimum, rate = estimate(sweep.spec, known), sweep.spec.objective.finetune_lr
+    if optimum is None or ledger.rows.empty:
+        return []
+    means = seed_means(ledger.rows)
+    return [
+        f"<h2>Retained loss against lambda, fine-tuned at {rate:g}</h2>",
+        _div(figures.optimum_figure(ledger.rows, optimum, rate), "optimum"),
+        "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",  # fmt: skip
+        "<h2>Immediate and retained loss at every fine-tuning rate</h2>",
+        _div(figures.losses_figure(means), "losses"),
+        "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
+        _div(figures.frontier_figure(means), "frontier"),
+        "<p class='note'>Points are means over seeds; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",  # fmt: skip
+    ]
+
+
+def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
+    rows = [[row[c] for c in ("lambda", "seed")] + [f"{row['finetune_lr']:g}"] + [row[c] for c in ("L_im", "L_ret", "L_ft", "L_pre")] for row in summary["trials"]]  # fmt: skip
+    epochs = [[role, sweep.source(role).source, sweep.data[role], summary["epochs"][role]] for role in sweep.data]
+    failed = [[key, e.get("kind", ""), e["error"], "\n".join(e.get("log", [])[-3:])] for key, e in ledger.failures.items()]  # fmt: skip
+    parts = [
+        "<h2>The stage tree: tokens trained, and what shares them</h2>",
+        _div(figures.tree_figure(ledger.trials, sweep.spec.search.ladder), "tree"),
+        "<h2>Every recipe</h2>",
+        _table(["lambda", "seed", "fine-tuning rate", "L_im", "L_ret", "L_ft", "L_pre"], rows),
+        "<h2>Data</h2>",
+        _table(["role", "source", "fingerprint", "epochs of the pool"], epochs),
+    ]
+    if failed:
+        parts += ["<h2>Failures</h2>", _table(["stage", "kind", "error", "last lines"], failed)]
+    provenance = {name: value for name, value in summary["provenance"].items() if name != "data"}
+    parts += ["<h2>What was run</h2>", f"<pre>{escape(json.dumps(provenance, indent=1))}</pre>"]
+    return parts
+
+
+def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> dict[str, Any]:
+    """Write `index.html` and `summary.json` into `folder` from the store alone; returns the summary."""
+    summary = summarize(sweep, ledger)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+    body = [
+        f"<h1>{escape(sweep.spec.name)}: how to split D_post between pretraining and post-training</h1>",
+        f'<div class="verdict" id="verdict">{escape(verdict_sentence(summary))}</div>',
+        f'<p class="facts">{escape(_facts(summary))}</p>',
+        *_answer(sweep, ledger),
+        *_run(sweep, ledger, summary),
+    ]
+    title = f"<title>{escape(sweep.spec.name)} - ee_ray</title>"
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{title}<style>{STYLE}</style>'  # fmt: skip
+    page = f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>{"".join(body)}</body></html>'  # fmt: skip
+    (folder / "index.html").write_text(page)
+    return summary

@@ -1,0 +1,136 @@
+"""The answer as data: everything that the page draws and that scripts read, from the store alone."""
+
+from typing import Any
+
+import pandas as pd
+
+from ee_ray.frontier import frontiers
+from ee_ray.ledger import COLUMNS, Ledger
+from ee_ray.optimum import Estimate, Optimum
+from ee_ray.plan import distinct, trialwise_tokens
+from ee_ray.propose import estimate
+from ee_ray.quote import epochs
+from ee_ray.sweep import Sweep
+
+LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
+PROJECTIONS = (("L_ft", "L_ret"), ("L_ret", "L_pre"))  # paper, section 4.3
+
+
+def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean losses of each (lambda, finetune_lr) over seeds, with their number and L_ret's spread (min, max).
+
+    Frontiers are drawn through these and not through single runs: the best of several noisy runs is better than
+    its recipe (the winner's curse).
+    """
+    groups = rows.groupby(["lambda", "finetune_lr"])
+    means = groups[LOSSES].mean()
+    means["seeds"] = groups.size()
+    for loss in ("L_im", "L_ret"):
+        means[f"{loss}_min"], means[f"{loss}_max"] = groups[loss].min(), groups[loss].max()
+    return means.reset_index()
+
+
+def _estimate(value: Estimate) -> dict[str, Any]:
+    return {"value": round(value.value, 5), "ci95": [round(value.lo, 5), round(value.hi, 5)]}
+
+
+def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
+    if optimum is None:
+        return None
+    return {
+        "lambda": round(optimum.lambda_star, 4),
+        "ci95": [round(bound, 4) for bound in optimum.ci95],
+        "p_interior": round(optimum.p_interior, 4),
+        "verdict": optimum.verdict,
+        "gain_over_0": _estimate(optimum.gain_over_0),
+        "gain_over_1": _estimate(optimum.gain_over_1),
+        "noise_sd": round(optimum.noise_sd, 5),
+        "seed_sd": round(optimum.seed_sd, 5),
+    }
+
+
+def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
+    """For each projection, the Pareto set and lower-left hull of the unmixed (lambda = 0), the mixed, and all recipes."""
+    found: dict[str, Any] = {}
+    groups = {"unmixed": means["lambda"] == 0, "mixed": means["lambda"] > 0, "all": means["lambda"] >= 0}
+    for x, y in PROJECTIONS:
+        for name, chosen in groups.items():
+            if not chosen.any():
+                continue
+            marked = frontiers(means[chosen], x, y)
+            kept = marked[marked["on_pareto"]].sort_values(x)
+            columns = ["lambda", "finetune_lr", x, y, "on_hull"]
+            found.setdefault(f"{x},{y}", {})[name] = kept[columns].to_dict("records")
+    return found
+
+
+def _tokens(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
+    trained = [record["tokens"] for record in ledger.records.values()]
+    finished = [trial for trial in ledger.trials if all(key in ledger.records for key in distinct([trial]))]
+    mine = sum(stage.identity.tokens for stage in distinct(finished).values())
+    trialwise = trialwise_tokens(finished)
+    return {"trained": sum(trained), "trialwise": trialwise, "saved_factor": round(trialwise / mine, 3) if mine else None}
+
+
+def _provenance(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
+    records = list(ledger.records.values())
+    seconds = {part: round(sum(r["seconds"][part] for r in records), 2) for part in ("setup", "train", "evaluate")}
+    return {
+        "spec": sweep.spec.model_dump(mode="json", by_alias=True),
+        "data": {role: {"fingerprint": sweep.data[role], **sweep.identities[role]} for role in sweep.data},
+        "hosts": sorted({record["host"] for record in records}),
+        "devices": sorted({record["device"] for record in records}),
+        "versions": next((record["versions"] for record in records), {}),
+        "first_finished": min((record["finished"] for record in records), default=None),
+        "last_finished": max((record["finished"] for record in records), default=None),
+        "seconds": seconds,
+    }
+
+
+def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
+    """summary.json, schema 1. `stages.reused` counts published stages that another sweep trained."""
+    known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
+    records = ledger.records.values()
+    rows = ledger.rows.astype(object).where(ledger.rows.notna(), None)
+    return {
+        "schema": 1,
+        "sweep": sweep.spec.name,
+        "setting": sweep.spec.setting,
+        "objective": {"loss": "L_ret", **sweep.spec.objective.model_dump()},
+        "optimum": _optimum(estimate(sweep.spec, known)),
+        "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
+        "tokens": _tokens(sweep, ledger),
+        "stages": {
+            "planned": len(distinct(ledger.trials)),
+            "trained": sum(record["sweep"] == sweep.spec.name for record in records),
+            "reused": sum(record["sweep"] != sweep.spec.name for record in records),
+            "failed": len(ledger.failures),
+        },
+        "epochs": epochs(sweep),
+        "trials": rows[COLUMNS].to_dict("records"),
+        "frontiers": _frontiers(seed_means(ledger.rows)) if len(ledger.rows) else {},
+        "failures": ledger.failures,
+        "provenance": _provenance(sweep, ledger),
+    }
+
+
+def verdict_sentence(summary: dict[str, Any]) -> str:
+    """The answer in words."""
+    optimum = summary["optimum"]
+    if optimum is None:
+        return "No answer yet: fewer than three levels of lambda are finished."
+    low, high = optimum["ci95"]
+    place = f"lambda* = {optimum['lambda']:g} (95% interval {low:g} to {high:g})"
+    over_0, over_1 = (
+        f"{optimum[name]['value']:.3f} [{optimum[name]['ci95'][0]:.3f}, {optimum[name]['ci95'][1]:.3f}]"
+        for name in ("gain_over_0", "gain_over_1")
+    )
+    gains = f"retained loss is {over_0} nats below all-post-training and {over_1} below all-pretraining"
+    practical = summary["objective"]["practical"]
+    return {
+        "interior": f"Interior optimum: {place}; {gains}.",
+        "boundary_0": f"Keep all of it for post-training: the best lambda is 0; {place}.",
+        "boundary_1": f"Put all of it into pretraining: the best lambda is 1; {place}.",
+        "flat": f"The split does not matter: retained loss differs by less than {practical:g} nats over lambda.",
+        "undetermined": f"Undetermined: the data allow {place}; {gains}. More seeds or levels are needed.",
+    }[optimum["verdict"]]

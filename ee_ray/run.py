@@ -1,0 +1,94 @@
+"""Run or resume a sweep: on Ray, or in this process. What is published already is never trained again."""
+
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from ee_ray.board import Board
+from ee_ray.data.pack import VOCAB_SIZE
+from ee_ray.errors import Diverged, UserError
+from ee_ray.ledger import Ledger
+from ee_ray.model import build_config, build_model
+from ee_ray.runner import NAMESPACE, evidence_of, running_slots, slots_that_fit
+from ee_ray.search import Job, open_search, search_in_process, search_on_ray
+from ee_ray.stage import run_stage
+from ee_ray.sweep import Sweep
+from ee_ray.train import World
+
+Watch = Callable[[Callable[[], dict[str, Any]]], Any]
+
+
+def check_model(sweep: Sweep) -> None:
+    """Build the model once, without memory for its weights, so that a bad config is found before any cluster starts."""
+    config = build_config(sweep.spec.model_config_fields, VOCAB_SIZE, sweep.spec.sequence_length)
+    with torch.device("meta"):
+        build_model(config, 0)
+
+
+def _job(sweep: Sweep) -> Job:
+    return Job(sweep.spec, sweep.data, str(sweep.store.root))
+
+
+def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
+    """Train what is outstanding here, one stage after another: for learning, tests and debugging. CPU or one GPU."""
+    execution = sweep.spec.execution
+    if execution.workers > 1:
+        raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
+    if execution.gpus_per_worker and not torch.cuda.is_available():
+        raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip
+    torch.set_num_threads(execution.cpus_per_worker)
+    world = World(torch.device("cuda" if execution.gpus_per_worker else "cpu"))
+    board = Board()
+
+    def work() -> None:
+        while order := board.take("local"):
+            key = order.stage.key
+            try:
+                run_stage(sweep.store, order, world, lambda tokens, key=key: board.progress(key, tokens))
+                board.done("local", key)
+            except Exception as error:
+                board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
+
+    job = _job(sweep)
+    with watch(board.snapshot):
+        search_in_process(job, open_search(job, ledger), board, work)
+
+
+def _connect(address: str | None) -> None:
+    """Join the cluster at `address`, or start one for this run on this machine."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default of 2 s is spent at each slot's end
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--address {address}: no cluster could be joined: {error}") from None
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # explicit: Ray's default differs between its ways to start
+    # Nothing large goes through the object store (weights and data go through files): the least that Ray accepts.
+    ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
+
+
+def run_on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Watch) -> None:
+    """Train what is outstanding under Ray Train slots, driven by Tune trials."""
+    execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
+    folder = sweep.store.sweep(sweep.spec.name) / "ray" / run
+    _connect(address)
+    try:
+        most = len(sweep.spec.search.anchors) * len(sweep.spec.search.seeds)
+        slots = min(slots_that_fit(execution, ray.cluster_resources()), most)
+        name = f"board-{run}"
+        board = ray.remote(num_cpus=0)(Board).options(name=name, namespace=NAMESPACE).remote()
+        job = _job(sweep)
+        with (
+            watch(lambda: ray.get(board.snapshot.remote())),
+            running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
+        ):
+            # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
+            search_on_ray(job, open_search(job, ledger), name, NAMESPACE, slots + 1, folder / "tune")
+    finally:
+        ray.shutdown()

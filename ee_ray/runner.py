@@ -1,0 +1,154 @@
+"""Ray Train: long-lived slots that take stages from the board, train and publish them. The only file that knows Train.
+
+One TorchTrainer.fit() costs about 13 s and 22 CPU-seconds on two warm cores, more than a short stage. So a fit is a
+*slot*: a worker group of one shape that trains many stages. When a worker dies, Train restarts the group, and the
+board gives it the same stage again.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchTrainer
+
+from ee_ray.board import ATTEMPTS, Board, Order
+from ee_ray.errors import Diverged, UserError
+from ee_ray.spec import Execution
+from ee_ray.stage import run_stage
+from ee_ray.store import Store
+from ee_ray.train import World
+
+NAMESPACE = "ee_ray"
+IDLE_SECONDS = 0.1
+
+
+def evidence_of(error: BaseException, rank: int, diverged: bool = False) -> dict[str, Any]:
+    """What is known where a stage failed: the error, the last lines of its traceback, rank, host and process."""
+    trace = "".join(traceback.format_exception(error)).splitlines()
+    place = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
+    return {"error": f"{type(error).__name__}: {error}", "diverged": diverged, **place, "log": trace[-15:]}
+
+
+def _next(board: ActorHandle[Board], slot: str, rank: int, size: int) -> Order | None:
+    """The slot's next stage, the same for every rank; None when the board is closed."""
+    key: str | None = None
+    while rank == 0:
+        order: Order | None = ray.get(board.take.remote(slot))
+        if order is not None:
+            key = order.stage.key
+            break
+        if ray.get(board.closed.remote()):
+            break
+        sleep(IDLE_SECONDS)
+    if size > 1:
+        key = broadcast_from_rank_zero(key)
+    return ray.get(board.order.remote(key)) if key else None
+
+
+def slot_worker(config: dict[str, Any]) -> None:
+    """What each worker of a slot does: stages, one after another, until the board is closed."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
+    store = Store(config["store"])
+    torch.set_num_threads(config["threads"])
+    world = World(ray.train.torch.get_device(), rank, size, ray.train.torch.prepare_model)
+    while order := _next(board, slot, rank, size):
+        key = order.stage.key
+
+        def report(tokens: int, key: str = key) -> None:
+            board.progress.remote(key, tokens)
+
+        try:
+            run_stage(store, order, world, report if rank == 0 else lambda tokens: None)
+        except Diverged as error:
+            if rank == 0:
+                ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
+        except Exception as error:
+            ray.get(board.note.remote(key, evidence_of(error, rank)))
+            raise  # the other ranks may be waiting in a reduction: Train restarts the whole group
+        else:
+            if rank == 0:
+                ray.get(board.done.remote(slot, key))
+
+
+def slots_that_fit(execution: Execution, resources: dict[str, float]) -> int:
+    """How many slots of the asked shape the cluster's resources hold at once.
+
+    Raises:
+        UserError: not even one.
+    """
+    cpus, gpus = execution.workers * execution.cpus_per_worker, execution.workers * execution.gpus_per_worker
+    have_cpus, have_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    count = int(have_cpus // cpus)
+    if gpus:
+        count = min(count, int(have_gpus // gpus))
+    if not count:
+        raise UserError(
+            f"execution: a stage needs {cpus} CPUs and {gpus:g} GPUs ({execution.workers} workers), the cluster has "
+            f"{have_cpus:g} and {have_gpus:g}: lower execution.workers, cpus_per_worker or gpus_per_worker"
+        )
+    return count
+
+
+def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, folder: Path) -> None:
+    config = {"board": board, "slot": slot, "store": str(store.root), "threads": execution.cpus_per_worker}
+    resources = {"CPU": execution.cpus_per_worker, "GPU": execution.gpus_per_worker}
+    TorchTrainer(
+        slot_worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=execution.workers,
+            use_gpu=execution.gpus_per_worker > 0,
+            resources_per_worker={name: count for name, count in resources.items() if count},
+        ),
+        run_config=RunConfig(
+            name=f"{name}-{slot}-{uuid.uuid4().hex[:6]}",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=3),
+        ),
+    ).fit()
+
+
+@contextlib.contextmanager
+def running_slots(
+    name: str, count: int, board: ActorHandle[Board], board_name: str, store: Store, execution: Execution, folder: Path
+) -> Iterator[None]:
+    """`count` slots work the board while the block runs. The board closes when no slot is left to work it."""
+    alive = set(range(count))
+
+    def keep(number: int) -> None:
+        slot = f"slot{number}"
+        while not ray.get(board.closed.remote()):
+            before = ray.get(board.snapshot.remote())["counts"]["done"]
+            try:
+                _fit(name, slot, board_name, store, execution, folder)
+            except Exception as error:
+                if not ray.is_initialized():
+                    return
+                ray.get(board.release.remote(slot))
+                if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
+                    alive.discard(number)
+                    if not alive:
+                        ray.get(board.close.remote(f"no slot could work: {error}"))
+                    return
+
+    threads = [threading.Thread(target=keep, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    yield
+    board.close.remote("the sweep has ended")

@@ -1,0 +1,209 @@
+"""Ray Tune and Optuna: trials as light drivers, proposals from the ladder. The only file that knows either.
+
+A trial asks the board for its stages, waits without holding a CPU or a GPU, and reports from the store's records.
+Optuna's study is kept beside the store for people and dashboards to read; what the search decides is a function of the
+results alone (propose.py), so nothing is lost with the study, and a sweep resumes from its ledger.
+"""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from ee_ray.board import Board, Order
+from ee_ray.ledger import Ledger, objective, trial_rows
+from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
+from ee_ray.propose import decide
+from ee_ray.spec import SweepSpec
+from ee_ray.store import Store
+
+POLL_SECONDS = 0.25
+METRIC = "L_ret"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial needs to know of its sweep: the spec, each role's data fingerprint, and the store's place."""
+
+    spec: SweepSpec
+    data: Mapping[str, str]
+    storage: str
+
+    def trial(self, config: Mapping[str, int]) -> Trial:
+        return build_trial(self.spec, self.data, Point(config["level"], config["seed"]))
+
+    def orders(self, trial: Trial) -> list[Order]:
+        return [Order(stage, self.spec.name, self.spec.execution.micro_batch) for stage in distinct([trial]).values()]
+
+
+class LadderSampler(BaseSampler):
+    """Optuna's view of the search: each new trial is the next point that is outstanding and not yet running."""
+
+    def __init__(self, search: "LadderSearch"):
+        self._search = search
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._search.space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return asdict(self._search.queue()[0])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise KeyError(f"{param_name} is not part of the ladder")
+
+
+class LadderSearch(OptunaSearch):
+    """OptunaSearch that waits for a round to end before it starts the next, and ends the sweep when told to stop."""
+
+    def __init__(self, spec: SweepSpec, results: Mapping[Point, float | None], storage: optuna.storages.BaseStorage, study: str):
+        self.spec, self.results = spec, dict(results)
+        self.running: dict[str, Point] = {}
+        self.decision = decide(spec, self.results)
+        self.space: dict[str, BaseDistribution] = {
+            "level": IntDistribution(0, spec.search.ladder),
+            "seed": CategoricalDistribution(spec.search.seeds),
+        }
+        sampler = LadderSampler(self)
+        super().__init__(space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study)
+        self._tell_known()
+
+    def _tell_known(self) -> None:
+        """Bring the study up to the ledger: trials that died with an earlier run fail, results it lacks are added."""
+        have = set()
+        for trial in self._ot_study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+            elif trial.state == TrialState.COMPLETE:
+                have.add(Point(trial.params["level"], trial.params["seed"]))
+        for point, value in self.results.items():
+            if point not in have and value is not None:
+                self.add_evaluated_point(asdict(point), value)
+
+    def queue(self) -> list[Point]:
+        busy = set(self.running.values())
+        return [point for point in self.decision.outstanding if point not in busy]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.decision.stop:
+            return Searcher.FINISHED
+        if not self.queue():
+            return None  # the round is not over: what comes next depends on all of it
+        config = super().suggest(trial_id)
+        assert config is not None
+        self.running[trial_id] = Point(config["level"], config["seed"])
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: a trial reports once, at its end."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        point = self.running.pop(trial_id)
+        value = (result or {}).get(METRIC, math.nan)
+        failed = error or not math.isfinite(value)
+        self.results[point] = None if failed else float(value)
+        super().on_trial_complete(trial_id, None if failed else result, error=failed)
+        self.decision = decide(self.spec, self.results)
+
+
+def open_search(job: Job, ledger: Ledger) -> LadderSearch:
+    """The search as the ledger has it, over a journal that optuna-dashboard can read."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder = Store(job.storage).sweep(job.spec.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+    return LadderSearch(job.spec, ledger.results, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
+
+
+def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a finished trial tells Tune: losses at the objective's rate, NaN if that stage failed."""
+    store = Store(job.storage)
+    for key, evidence in failures.items():
+        store.fail(key, {"kind": distinct([trial])[key].kind, **evidence})
+    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
+    rows = trial_rows(job.spec, trial, records)
+    value = objective(job.spec, rows)
+    row = next((r for r in rows if r["L_ret"] == value), {})
+    losses = {name: row[name] for name in ("L_im", "L_ft", "L_pre") if name in row}
+    return {METRIC: math.nan if value is None else value, **losses, "failed_stages": len(failures)}
+
+
+def _published(store: Store, trial: Trial) -> list[str]:
+    return [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
+
+
+def drive_trial(config: dict[str, Any], job: Job, board_name: str, namespace: str) -> None:
+    """A Tune trial: ask for the stages, wait, report once. Holds no CPU worth the name and no GPU."""
+    board = ray.get_actor(board_name, namespace)
+    trial = job.trial(config)
+    keys = list(distinct([trial]))
+    ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+    while True:
+        states = ray.get(board.states.remote(keys))
+        if all(state in ("done", "failed") for state in states.values()):
+            break
+        if reason := ray.get(board.closed.remote()):
+            raise RuntimeError(f"the sweep ended before this trial: {reason}")
+        time.sleep(POLL_SECONDS)
+    failures = {key: ray.get(board.evidence.remote(key)) for key, state in states.items() if state == "failed"}
+    tune.report(_report(job, trial, failures))
+
+
+def search_on_ray(job: Job, search: LadderSearch, board_name: str, namespace: str, concurrency: int, folder: Path) -> None:
+    """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the command line's to handle
+    trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name, namespace=namespace)
+    tune.Tuner(
+        tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=job.spec.search.max_trials,
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=3),
+        ),
+    ).fit()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"level{trial.config['level']:02d}-seed{trial.config['seed']}-{trial.trial_id}"
+
+
+def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:
+    """The same search without Tune: one trial after another, `work()` training what the board has ready."""
+    number = 0
+    while isinstance(config := search.suggest(str(number)), dict):
+        trial = job.trial(config)
+        keys = list(distinct([trial]))
+        board.submit(job.orders(trial), _published(Store(job.storage), trial))
+        work()
+        states = board.states(keys)
+        failures = {key: board.evidence(key) or {} for key, state in states.items() if state == "failed"}
+        search.on_trial_complete(str(number), _report(job, trial, failures))
+        number += 1

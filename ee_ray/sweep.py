@@ -1,0 +1,85 @@
+"""A sweep opened on its store: the spec, the data's fingerprints, and the prepared data. No torch, no Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ee_ray.data import sources
+from ee_ray.data.pack import Packed, identities, open_packed, pack, shortfalls
+from ee_ray.errors import UserError
+from ee_ray.plan import budgets, key_of
+from ee_ray.spec import ROLES, Source, SweepSpec, load_sweep
+from ee_ray.store import Store
+
+# What is quicker to prepare than to talk about: `plan` prepares sources up to this size itself.
+QUICK_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`folder` is where relative `file:` paths start; `data` has each role's fingerprint."""
+
+    path: Path
+    spec: SweepSpec
+    store: Store
+    identities: dict[str, dict[str, Any]]
+    data: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.path.resolve().parent
+
+    def source(self, role: str) -> Source:
+        source: Source = getattr(self.spec.data, role)
+        return source
+
+    def packed(self, role: str) -> Packed | None:
+        return open_packed(self.store.data(self.data[role]))
+
+
+def open_sweep(path: Path | str, storage: Path | str) -> Sweep:
+    """Read a sweep and fingerprint its sources; writes nothing.
+
+    Raises:
+        UserError: with every problem of the spec, or else of the sources, or of the store.
+    """
+    path = Path(path)
+    spec = load_sweep(path)
+    try:
+        found = identities(spec, path.resolve().parent)
+    except UserError as error:
+        raise UserError(f"{path}: {problem}" for problem in error.problems) from None
+    return Sweep(path, spec, Store(storage), found, {role: key_of(found[role]) for role in ROLES})
+
+
+def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
+    """Pack what is not packed yet; `progress` gets a role and bytes done. Returns warnings about small pools.
+
+    Raises:
+        UserError: with every source that cannot be read, is too small, or is strict and too small for its budget.
+    """
+    sweep.store.create()
+    packed, problems = {}, []
+    for role in ROLES:
+        try:
+            packed[role] = sweep.packed(role) or pack(
+                sweep.source(role), sweep.folder, sweep.identities[role], sweep.store.data(sweep.data[role]),
+                lambda done, role=role: progress(role, done),
+            )  # fmt: skip
+        except UserError as error:
+            problems += [f"{sweep.path}: data.{role}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    errors, warnings = shortfalls(sweep.spec, packed, budgets(sweep.spec))
+    if errors:
+        raise UserError(f"{sweep.path}: {error}" for error in errors)
+    return warnings
+
+
+def prepare_if_quick(sweep: Sweep) -> list[str]:
+    """`prepare`, where every source that is missing is small; otherwise a warning that says what to do."""
+    missing = [role for role in ROLES if sweep.packed(role) is None]
+    if any(sources.raw_bytes(sweep.source(role), sweep.folder) > QUICK_BYTES for role in missing):
+        return [f"epochs are known after `ee-ray prepare {sweep.path}`: {', '.join(missing)} not prepared yet"]
+    return prepare(sweep, lambda role, done: None)

@@ -1,0 +1,69 @@
+"""Re-hash and re-derive: is the store what it says it is, and does the report say what the store says?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ee_ray.data.pack import file_sha256
+from ee_ray.errors import UserError
+from ee_ray.ledger import read_ledger
+from ee_ray.report.summary import summarize
+from ee_ray.store import Store
+from ee_ray.sweep import Sweep
+
+
+def _data_problems(sweep: Sweep, role: str) -> list[str]:
+    folder = sweep.store.data(sweep.data[role])
+    if sweep.packed(role) is None:
+        return [f"data.{role}: {sweep.data[role]} is not prepared"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    wrong = [name for name, digest in manifest["sha256"].items() if file_sha256(folder / f"{name}.bin") != digest]
+    problems = [f"data.{role}: {folder / name}.bin does not match its hash" for name in wrong]
+    if manifest["identity"] != sweep.identities[role]:
+        problems.append(f"data.{role}: {sweep.data[role]} was prepared from something else")
+    return problems
+
+
+def problems_of(sweep: Sweep, report: Path) -> tuple[list[str], int]:
+    """Every mismatch, and how many things were checked: data, published stages, parents, the report's summary."""
+    problems = [problem for role in sweep.data for problem in _data_problems(sweep, role)]
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    for key, record in ledger.records.items():
+        problems += sweep.store.damage(key)
+        if record["parent"] and sweep.store.record(record["parent"]) is None:
+            problems.append(f"stage {key}: its parent {record['parent']} is not published")
+    checked = len(sweep.data) + len(ledger.records)
+    if (report / "summary.json").exists():
+        checked += 1
+        written = json.loads((report / "summary.json").read_text())
+        derived = json.loads(json.dumps(summarize(sweep, ledger)))
+        fields = [field for field, _, _ in differences(written, derived)]
+        if fields:
+            problems.append(f"{report / 'summary.json'}: differs from the store in {', '.join(fields[:5])}: run `ee-ray report {sweep.path}`")  # fmt: skip
+    return problems, checked
+
+
+def find_key(store: Store, key: str) -> dict[str, Any]:
+    """The record of the published stage whose key starts with `key`.
+
+    Raises:
+        UserError: none does, or more than one.
+    """
+    found = [name for name in store.keys() if name.startswith(key)]
+    if len(found) != 1:
+        raise UserError(f"{key}: {'no published stage has' if not found else f'{len(found)} published stages have'} a key that starts so in {store.root}")  # fmt: skip
+    record = store.record(found[0])
+    assert record is not None
+    return record
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves that differ between two JSON values: (path, left, right); a side that lacks the leaf has None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [row for key in keys for row in differences(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
+    if isinstance(a, list) and isinstance(b, list):
+        longest = range(max(len(a), len(b)))
+        side = lambda values, i: values[i] if i < len(values) else None  # noqa: E731
+        return [row for i in longest for row in differences(side(a, i), side(b, i), f"{where}[{i}]")]
+    return [] if a == b else [(where, a, b)]
