@@ -147,6 +147,9 @@ def run(spec: str, storage: str, address: str | None, local: bool) -> None:
     sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if ledger.decision.outstanding:
+        from ee_ray.environment import prepare_ray
+
+        prepare_ray(address)
         from ee_ray.run import check_model, run_in_process, run_on_ray
 
         check_model(sweep)
@@ -283,3 +286,7 @@ def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
         click.echo(f"{field}: {a!r} -> {b!r}")
     if not rows:
         click.echo("the same stage")
+
+
+if __name__ == "__main__":
+    main()

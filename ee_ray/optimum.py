@@ -39,10 +39,10 @@ FINE_STEPS = 128  # the fine grid divides [0, 1] so, and takes in every ladder a
 LENGTHS = np.array([0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5])
 LENGTH_MEDIAN, LENGTH_LOG_SD = 0.75, 0.7
 # sd of f over sd of the noise: median 8, a factor 7 either way (the effects of the paper's Figure 3 over noise 0.006).
-RATIOS = 2.0 ** np.arange(-3, 10)
+RATIOS = np.exp2(np.arange(-3.0, 10.0))
 RATIO_MEDIAN, RATIO_LOG_SD = 8.0, 2.0
-# (stretch at 0, stretch at 1, prior weight): stretch k makes the axis 1 + k times longer there than unstretched.
-WARPS = ((0.0, 0.0, 0.4), (8.0, 0.0, 0.2), (0.0, 8.0, 0.2), (8.0, 8.0, 0.2))
+# (stretch at 0, stretch at 1, prior weight): stretch k makes the axis 1 + k times longer at that end than at the other.
+WARPS = ((0.0, 0.0, 0.45), (8.0, 0.0, 0.2), (40.0, 0.0, 0.05), (0.0, 8.0, 0.15), (8.0, 8.0, 0.15))
 # The noise prior is worth one observation, of this size: a part of the spread within seeds plus a part of `practical`.
 NOISE_OF_SPREAD, NOISE_OF_PRACTICAL = 0.05, 0.3
 SAME_LEVEL = 9  # decimals: levels closer than 1e-9 are one level
@@ -199,7 +199,7 @@ def _paired(rows: pd.DataFrame, practical: float) -> _Paired:
         seed_counts=seed_counts,
         loss=loss,
         information=np.diag(seen.sum(axis=1)) - (seen / seed_counts) @ seen.T,
-        score=np.bincount(level_of, centred, minlength=len(levels)),
+        score=np.bincount(level_of, centred).astype(float),
         spread=spread,
         dof=dof,
         prior_variance=NOISE_OF_SPREAD**2 * spread / max(dof, 1) + (NOISE_OF_PRACTICAL * practical) ** 2,
@@ -222,17 +222,16 @@ class _Posterior:
 
 @dataclass(frozen=True)
 class _Shape:
-    """One kernel shape (warp and length), all ratios r at once. Given the noise sd, f at the levels is Gaussian:
-    mean[r], and sd * root @ diag(scale[r]); `residual` (r) is the sum of squares of the inverse gamma."""
+    """One kernel shape (warp and length) with all R ratios. Given the noise sd, f at the levels is Gaussian with mean
+    mean[r] and square root sd * root @ diag(scale[r]); residual[r] is the sum of squares that the noise sd follows."""
 
-    kernel: Array  # (g, g), variance 1
-    to_grid: Array  # (g, m): f on the grid given f at the levels, its mean
-    explained: Array  # (g, g): the part of `kernel` that the levels explain
+    to_grid: Array  # (g, m): from f at the levels to the mean of f on the grid
+    between: Array  # (g, g): covariance of f on the grid that the levels leave open, for an f of sd 1
     root: Array  # (m, m)
-    mean: Array  # (r, m)
-    scale: Array  # (r, m)
-    residual: Array  # (r,)
-    log_weight: Array  # (r,)
+    mean: Array  # (R, m)
+    scale: Array  # (R, m)
+    residual: Array  # (R,)
+    log_weight: Array  # (R,)
 
 
 def _posterior(data: _Paired, grid: Array) -> _Posterior:
@@ -243,39 +242,40 @@ def _posterior(data: _Paired, grid: Array) -> _Posterior:
     # Systematic allocation: cell k gets its share of the draws to within one, with no sampling error.
     counts = np.diff(np.round(np.append(0.0, np.cumsum(weight)) * DRAWS)).astype(int).reshape(weight.shape)
     rng = np.random.default_rng(0)
-    parts = [_draw(shape, np.repeat(np.arange(len(RATIOS)), n), data.dof + 1, rng) for shape, n in zip(shapes, counts)]
+    parts = [_draw(shape, n, data.dof + 1, rng) for shape, n in zip(shapes, counts, strict=True) if n.any()]
     return _Posterior(
         grid=grid,
-        mean=np.sum([shape.to_grid @ (w @ shape.mean) for shape, w in zip(shapes, weight)], axis=0),
-        draws=np.concatenate([curve for curve, _ in parts]),
+        mean=np.sum([shape.to_grid @ (w @ shape.mean) for shape, w in zip(shapes, weight, strict=True)], axis=0),
+        draws=np.concatenate([curves for curves, _ in parts]),
         noise=np.concatenate([noise for _, noise in parts]),
     )
 
 
 def _kernels(grid: Array) -> Iterator[tuple[Array, float]]:
     """Every kernel shape on the grid, with its log prior."""
+    log_prior = _log_normal(LENGTHS, LENGTH_MEDIAN, LENGTH_LOG_SD)
     for at_0, at_1, weight in WARPS:
         axis = _warped(grid, at_0, at_1)
         distance = np.abs(axis[:, None] - axis[None, :])
-        for length in LENGTHS:
+        for length, log_length in zip(LENGTHS, log_prior, strict=True):
             r = np.sqrt(5.0) * distance / length
-            yield (1 + r + r**2 / 3) * np.exp(-r), np.log(weight) + _log_normal(length, LENGTH_MEDIAN, LENGTH_LOG_SD)
+            yield (1 + r + r**2 / 3) * np.exp(-r), float(np.log(weight) + log_length)
 
 
 def _warped(grid: Array, at_0: float, at_1: float) -> Array:
     """[0, 1] onto [0, 1], monotone: log-stretched near 0 and near 1."""
-    stretched = np.log1p(at_0 * grid) - np.log1p(at_1 * (1 - grid)) + (grid if at_0 == at_1 == 0 else 0.0)
-    return (stretched - stretched[0]) / (stretched[-1] - stretched[0])
+    stretched = np.log1p(at_0 * grid) - np.log1p(at_1 * (1 - grid)) if at_0 or at_1 else grid
+    return np.asarray((stretched - stretched[0]) / (stretched[-1] - stretched[0]))
 
 
-def _log_normal(value: Array | float, median: float, log_sd: float) -> Array | float:
+def _log_normal(values: Array, median: float, log_sd: float) -> Array:
     """Log density, up to a constant, on a grid that is even in the logarithm."""
-    return -0.5 * (np.log(np.asarray(value) / median) / log_sd) ** 2
+    return np.asarray(-0.5 * (np.log(values / median) / log_sd) ** 2)
 
 
 def _shape(data: _Paired, grid: Array, kernel: Array, log_prior: float) -> _Shape:
     """Conditions one kernel on the data. With information d in the eigenbasis of the kernel at the levels, the
-    marginal likelihood is  prod (1 + r^2 d)^-1/2  *  residual^-(dof + 1)/2 ; one of the dof is the noise prior's."""
+    marginal likelihood is  prod (1 + ratio^2 d)^-1/2  *  residual^-(dof + 1)/2 ; the 1 is the prior of the noise."""
     at = np.searchsorted(grid, data.levels)
     lower = np.linalg.cholesky(kernel[np.ix_(at, at)] + JITTER * np.eye(len(at)))
     half = np.linalg.solve(lower, kernel[at])
@@ -287,9 +287,8 @@ def _shape(data: _Paired, grid: Array, kernel: Array, log_prior: float) -> _Shap
     residual = data.prior_variance + np.maximum(data.spread - (shrink * score**2).sum(axis=1), 0.0)
     evidence = -0.5 * np.log(growth).sum(axis=1) - 0.5 * (data.dof + 1) * np.log(residual)
     return _Shape(
-        kernel=kernel,
         to_grid=np.linalg.solve(lower.T, half).T,
-        explained=half.T @ half,
+        between=kernel - half.T @ half,
         root=root,
         mean=(shrink * score) @ root.T,
         scale=np.sqrt(shrink),
@@ -298,16 +297,14 @@ def _shape(data: _Paired, grid: Array, kernel: Array, log_prior: float) -> _Shap
     )
 
 
-def _draw(shape: _Shape, cell: NDArray[np.intp], dof: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """One curve on the grid (len(cell), g) and one noise sd per entry of `cell`, an index into RATIOS."""
-    size = len(shape.kernel)
-    if len(cell) == 0:
-        return np.empty((0, size)), np.empty(0)
+def _draw(shape: _Shape, counts: NDArray[np.intp], dof: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Curves on the grid (n, g) and noise sds (n,): counts[r] of them at ratio r, n in all."""
+    cell = np.repeat(np.arange(len(RATIOS)), counts)
     noise = np.sqrt(shape.residual[cell] / rng.chisquare(dof, len(cell)))
     normal = rng.standard_normal((len(cell), len(shape.root)))
     at_levels = shape.mean[cell] + noise[:, None] * (shape.scale[cell] * normal) @ shape.root.T
-    between = np.linalg.cholesky(shape.kernel - shape.explained + JITTER * np.eye(size))
-    wander = rng.standard_normal((len(cell), size)) @ between.T
+    half = np.linalg.cholesky(shape.between + JITTER * np.eye(len(shape.between)))
+    wander = rng.standard_normal((len(cell), len(half))) @ half.T
     return at_levels @ shape.to_grid.T + (noise * RATIOS[cell])[:, None] * wander, noise
 
 
@@ -345,14 +342,12 @@ def _verdict(post: _Posterior, best: int, practical: float) -> Verdict:
 
 def _curve(data: _Paired, post: _Posterior) -> pd.DataFrame:
     """f plus the mean seed offset. Given f, each offset is its seed's mean residual, to within noise / sqrt(count)."""
-    at = np.searchsorted(post.grid, data.levels)
+    at = np.searchsorted(post.grid, data.levels)[data.level_of]
     share = 1 / (len(data.seed_counts) * data.seed_counts[data.seed_of])  # weights that average over seeds
-    by_level = np.bincount(data.level_of, share, minlength=len(at))
-    error = np.sqrt((1 / data.seed_counts).sum()) / len(data.seed_counts)
-    shake = np.random.default_rng(1).standard_normal(DRAWS) * post.noise * error
-    curves = post.draws + (share @ data.loss - post.draws[:, at] @ by_level + shake)[:, None]
-    lo, hi = np.quantile(curves, [0.025, 0.975], axis=0)
-    mean = post.mean + share @ data.loss - post.mean[at] @ by_level
+    error = post.noise * np.sqrt((1 / data.seed_counts).sum()) / len(data.seed_counts)
+    shift = (data.loss - post.draws[:, at]) @ share + error * np.random.default_rng(1).standard_normal(DRAWS)
+    lo, hi = np.quantile(post.draws + shift[:, None], [0.025, 0.975], axis=0)
+    mean = post.mean + (data.loss - post.mean[at]) @ share
     return pd.DataFrame({"lambda": post.grid, "mean": mean, "lo": lo, "hi": hi})
 
 

@@ -1,6 +1,5 @@
 """Run or resume a sweep: on Ray, or in this process. What is published already is never trained again."""
 
-import os
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +59,6 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
 
 def _connect(address: str | None) -> None:
     """Join the cluster at `address`, or start one for this run on this machine."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default of 2 s is spent at each slot's end
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
     if address:
         try:
@@ -68,7 +66,6 @@ def _connect(address: str | None) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--address {address}: no cluster could be joined: {error}") from None
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # explicit: Ray's default differs between its ways to start
     # Nothing large goes through the object store (weights and data go through files): the least that Ray accepts.
     ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
 

@@ -6,7 +6,6 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 """
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -169,8 +168,6 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str, namespace: st
 
 def search_on_ray(job: Job, search: LadderSearch, board_name: str, namespace: str, concurrency: int, folder: Path) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the command line's to handle
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name, namespace=namespace)
     tune.Tuner(
         tune.with_resources(trainable, {"node:__internal_head__": 0.001}),

@@ -1,0 +1,66 @@
+"""What tests share: a sweep small enough to train in seconds, and the command line run as people run it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPORA = ROOT.parent / "shared" / "corpora"
+
+TINY = """
+schema: 1
+name: tiny
+model: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}
+sequence_length: 32
+data:
+  pre: {source: "builtin:web", size: 30_000}
+  post: {source: "builtin:music", size: 20_000}
+  ft: {source: "builtin:chemistry", size: 20_000}
+  heldout_fraction: 0.3
+  heldout_windows: 16
+stages:
+  pretrain: {tokens: 8192, global_batch_size: 8, learning_rate: 4e-3}
+  posttrain: {tokens: 2048, global_batch_size: 4, learning_rate: 2e-3}
+  finetune: {tokens: 2048, global_batch_size: 8, learning_rates: [1e-4, 1e-3]}
+search: {ladder: 4, anchors: [0, 0.5, 1], seeds: [0, 1], max_trials: 8, levels_per_round: 1, ci_width: 0.01}
+objective: {finetune_lr: 1e-4, practical: 0.0001}
+"""
+
+
+def tiny(**changes: object) -> dict:
+    """The tiny sweep as a mapping; changes are dotted paths with __ for the dot: stages__pretrain__tokens=4096."""
+    spec = yaml.safe_load(TINY.replace("4e-3", "0.004").replace("2e-3", "0.002").replace("1e-4", "0.0001").replace("1e-3", "0.001"))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = spec
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return spec
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny sweep, with changes, into the test's folder; returns its path."""
+
+    def write_spec(file: str = "tiny.yaml", **changes: object) -> Path:
+        path = tmp_path / file
+        path.write_text(yaml.safe_dump(tiny(**changes)))
+        return path
+
+    return write_spec
+
+
+def ray_environment() -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def ee_ray(*arguments: object, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "ee_ray.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=ray_environment(), capture_output=True, text=True, timeout=timeout)

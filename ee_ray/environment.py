@@ -1,0 +1,17 @@
+"""What Ray reads from the environment when it is imported, so it must be set before. Imports no Ray."""
+
+import os
+import secrets
+
+
+def prepare_ray(address: str | None) -> None:
+    """Settings for Ray in this process. A user's own values stand; a cluster that is joined brings its own security.
+
+    A local cluster gets a token of this run alone: Ray would write one into the user's home, and a token there
+    changes how the next `ray start` on this machine behaves.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default of 2 s is spent at each slot's end
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial must not end the sweep
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to handle
+    if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
