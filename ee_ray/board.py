@@ -62,7 +62,11 @@ class Board:
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order
-                self._fail(entry, entry.evidence or {"error": f"its worker died {ATTEMPTS} times in the middle of it", "diverged": False})
+                self._fail(
+                    entry,
+                    entry.evidence
+                    or {"error": f"its worker died {ATTEMPTS} times in the middle of it", "diverged": False},
+                )
         ready = [e for e in self._entries.values() if e.state == "waiting" and self._is_ready(e)]
         if not ready:
             return None

@@ -83,9 +83,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
             failed = failure_of(store, trial)
             failures |= failed
             rows[point] = trial_rows(spec, trial, records)
-            if len(rows[point]) == len(trial.finetunes):
-                results[point] = objective(spec, rows[point])
-            elif any(evidence["diverged"] for evidence in failed.values()):
+            if len(rows[point]) == len(trial.finetunes) or any(evidence["diverged"] for evidence in failed.values()):
                 results[point] = objective(spec, rows[point])
         if not fresh:
             flat = [row for point in trials for row in rows[point]]

@@ -254,7 +254,12 @@ def budgets(spec: SweepSpec) -> dict[str, int]:
 
 def parameters(config: Mapping[str, Any], vocab_size: int) -> int | None:
     """Parameters of a Llama-style model, without importing torch; None for other architectures."""
-    if config["model_type"] != "llama" or "head_dim" in config or config.get("attention_bias") or config.get("mlp_bias"):
+    if (
+        config["model_type"] != "llama"
+        or "head_dim" in config
+        or config.get("attention_bias")
+        or config.get("mlp_bias")
+    ):
         return None
     try:
         hidden, layers, mlp = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]

@@ -51,7 +51,11 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
     params = parameters(sweep.spec.model_config_fields, VOCAB_SIZE)
     rate, rate_source = _rate(sweep, ledger, params)
     execution = sweep.spec.execution
-    slots = 1 if execution.gpus_per_worker else max(1, (os.cpu_count() or 1) // (execution.workers * execution.cpus_per_worker))
+    slots = (
+        1
+        if execution.gpus_per_worker
+        else max(1, (os.cpu_count() or 1) // (execution.workers * execution.cpus_per_worker))
+    )
     seconds = to_train / rate / slots if rate else None
     gpus = execution.workers * execution.gpus_per_worker
     return {

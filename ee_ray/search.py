@@ -73,7 +73,9 @@ class LadderSampler(BaseSampler):
 class LadderSearch(OptunaSearch):
     """OptunaSearch that waits for a round to end before it starts the next, and ends the sweep when told to stop."""
 
-    def __init__(self, spec: SweepSpec, results: Mapping[Point, float | None], storage: optuna.storages.BaseStorage, study: str):
+    def __init__(
+        self, spec: SweepSpec, results: Mapping[Point, float | None], storage: optuna.storages.BaseStorage, study: str
+    ):
         self.spec, self.results = spec, dict(results)
         self.running: dict[str, Point] = {}
         self.decision = decide(spec, self.results)
@@ -82,7 +84,9 @@ class LadderSearch(OptunaSearch):
             "seed": CategoricalDistribution(spec.search.seeds),
         }
         sampler = LadderSampler(self)
-        super().__init__(space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study)
+        super().__init__(
+            space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
+        )
         self._tell_known()
 
     def _tell_known(self) -> None:
@@ -166,7 +170,9 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str, namespace: st
     tune.report(_report(job, trial, failures))
 
 
-def search_on_ray(job: Job, search: LadderSearch, board_name: str, namespace: str, concurrency: int, folder: Path) -> None:
+def search_on_ray(
+    job: Job, search: LadderSearch, board_name: str, namespace: str, concurrency: int, folder: Path
+) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name, namespace=namespace)
     tune.Tuner(

@@ -90,7 +90,7 @@ class Store:
     def sweep(self, name: str) -> Path:
         return self.root / "sweeps" / name
 
-    def keys(self) -> list[str]:
+    def published(self) -> list[str]:
         """Keys of the published stages."""
         return sorted(path.parent.name for path in (self.root / "stages").glob(f"*/{RECORD}"))
 

@@ -82,7 +82,9 @@ def _share(rows: Indices, world: World, micro_batch: int) -> list[tuple[Indices,
     return [(mine[i : i + micro_batch], 1.0) for i in range(0, len(mine), micro_batch)]
 
 
-def _backward(net: nn.Module, gather: Gather, rows: Indices, stage: StageIdentity, world: World, micro: int) -> torch.Tensor:
+def _backward(
+    net: nn.Module, gather: Gather, rows: Indices, stage: StageIdentity, world: World, micro: int
+) -> torch.Tensor:
     """Accumulate the gradient of the mean loss over a global batch; returns this worker's part of that loss."""
     total = torch.zeros((), device=world.device)
     shares = _share(rows, world, micro)

@@ -49,7 +49,7 @@ def find_key(store: Store, key: str) -> dict[str, Any]:
     Raises:
         UserError: none does, or more than one.
     """
-    found = [name for name in store.keys() if name.startswith(key)]
+    found = [name for name in store.published() if name.startswith(key)]
     if len(found) != 1:
         raise UserError(f"{key}: {'no published stage has' if not found else f'{len(found)} published stages have'} a key that starts so in {store.root}")  # fmt: skip
     record = store.record(found[0])

@@ -34,7 +34,9 @@ objective: {finetune_lr: 1e-4, practical: 0.0001}
 
 def tiny(**changes: object) -> dict:
     """The tiny sweep as a mapping; changes are dotted paths with __ for the dot: stages__pretrain__tokens=4096."""
-    spec = yaml.safe_load(TINY.replace("4e-3", "0.004").replace("2e-3", "0.002").replace("1e-4", "0.0001").replace("1e-3", "0.001"))
+    spec = yaml.safe_load(
+        TINY.replace("4e-3", "0.004").replace("2e-3", "0.002").replace("1e-4", "0.0001").replace("1e-3", "0.001")
+    )
     for path, value in changes.items():
         *parents, last = path.split("__")
         place = spec

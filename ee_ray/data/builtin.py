@@ -95,7 +95,11 @@ def _music(rng: random.Random) -> str:
     def strain() -> list[str]:
         tonic, subdominant, dominant, minor = _CHORDS[key]
         chords = rng.choice(
-            ([tonic, subdominant, tonic, dominant], [tonic, minor, subdominant, dominant], [tonic, dominant, tonic, tonic])
+            (
+                [tonic, subdominant, tonic, dominant],
+                [tonic, minor, subdominant, dominant],
+                [tonic, dominant, tonic, tonic],
+            )
         )
         return [bar(chord) for chord in chords]
 
@@ -108,7 +112,15 @@ def _music(rng: random.Random) -> str:
 
 
 _ATOMS = ["C", "C", "C", "C", "N", "O", "S", "C(=O)", "C(C)", "[NH2+]", "[C@@H](C)", "C(=O)N", "OC"]
-_RINGS = ["c{0}ccccc{0}", "c{0}ccncc{0}", "C{0}CCNCC{0}", "c{0}ccsc{0}", "C{0}CCCC{0}", "c{0}cc(F)ccc{0}", "n{0}nnnc{0}"]
+_RINGS = [
+    "c{0}ccccc{0}",
+    "c{0}ccncc{0}",
+    "C{0}CCNCC{0}",
+    "c{0}ccsc{0}",
+    "C{0}CCCC{0}",
+    "c{0}cc(F)ccc{0}",
+    "n{0}nnnc{0}",
+]
 _ENDS = ["Cl", "Br", "F", "O", "N", "C#N", "C(F)(F)F", "[O-]"]
 
 

@@ -137,7 +137,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shortfalls(spec: SweepSpec, packed: Mapping[str, Packed], budgets: Mapping[str, int]) -> tuple[list[str], list[str]]:
+def shortfalls(
+    spec: SweepSpec, packed: Mapping[str, Packed], budgets: Mapping[str, int]
+) -> tuple[list[str], list[str]]:
     """Errors and warnings about pools that are too small for what the sweep asks of them."""
     errors, warnings = [], []
     for role, source in _roles(spec).items():

@@ -69,7 +69,11 @@ def _tokens(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     finished = [trial for trial in ledger.trials if all(key in ledger.records for key in distinct([trial]))]
     mine = sum(stage.identity.tokens for stage in distinct(finished).values())
     trialwise = trialwise_tokens(finished)
-    return {"trained": sum(trained), "trialwise": trialwise, "saved_factor": round(trialwise / mine, 3) if mine else None}
+    return {
+        "trained": sum(trained),
+        "trialwise": trialwise,
+        "saved_factor": round(trialwise / mine, 3) if mine else None,
+    }
 
 
 def _provenance(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
