@@ -36,4 +36,4 @@ def heldout_loss(model: nn.Module, windows: NDArray[np.int64], device: torch.dev
     model.train(was_training)
     if size > 1:
         dist.all_reduce(sums)
-    return float(sums.sum()) / (len(windows) * length)
+    return float(sums.sum().item() / (len(windows) * length))

@@ -38,7 +38,7 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
             return model
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model: cannot be built: {' '.join(str(error).split())}") from None

@@ -204,7 +204,10 @@ def build_trial(spec: SweepSpec, data: Mapping[str, str], point: Point) -> Trial
         data: fingerprint of each role's packed corpus.
     """
     split, seed, stages = allocate(spec, point.level), point.seed, spec.stages
-    part = lambda role, start, stop: Part(role, data[role], start, stop, seed)  # noqa: E731
+
+    def part(role: str, start: int, stop: int) -> Part:
+        return Part(role, data[role], start, stop, seed)
+
     seen = {"pre": data["pre"]} | ({"post": data["post"]} if split.exposed else {})
     pretrain = _stage(_identity(
         spec, "pretrain", stages.pretrain, stages.pretrain.learning_rate, None,

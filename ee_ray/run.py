@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -47,7 +48,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
         while order := board.take("local"):
             key = order.stage.key
             try:
-                run_stage(sweep.store, order, world, lambda tokens, key=key: board.progress(key, tokens))
+                run_stage(sweep.store, order, world, partial(board.progress, key))
                 board.done("local", key)
             except Exception as error:
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))

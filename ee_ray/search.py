@@ -70,7 +70,7 @@ class LadderSampler(BaseSampler):
         raise KeyError(f"{param_name} is not part of the ladder")
 
 
-class LadderSearch(OptunaSearch):
+class LadderSearch(OptunaSearch):  # type: ignore[misc]
     """OptunaSearch that waits for a round to end before it starts the next, and ends the sweep when told to stop."""
 
     def __init__(
@@ -107,11 +107,11 @@ class LadderSearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.decision.stop:
-            return Searcher.FINISHED
+            finished: str = Searcher.FINISHED
+            return finished
         if not self.queue():
             return None  # the round is not over: what comes next depends on all of it
-        config = super().suggest(trial_id)
-        assert config is not None
+        config: dict[str, Any] = super().suggest(trial_id)
         self.running[trial_id] = Point(config["level"], config["seed"])
         return config
 
@@ -145,7 +145,7 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     rows = trial_rows(job.spec, trial, records)
     value = objective(job.spec, rows)
     row = next((r for r in rows if r["L_ret"] == value), {})
-    losses = {name: row[name] for name in ("L_im", "L_ft", "L_pre") if name in row}
+    losses: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ft", "L_pre") if name in row}
     return {METRIC: math.nan if value is None else value, **losses, "failed_stages": len(failures)}
 
 

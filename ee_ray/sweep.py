@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
     for role in ROLES:
         try:
             packed[role] = sweep.packed(role) or pack(
-                sweep.source(role), sweep.folder, sweep.identities[role], sweep.store.data(sweep.data[role]),
-                lambda done, role=role: progress(role, done),
-            )  # fmt: skip
+                sweep.source(role),
+                sweep.folder,
+                sweep.identities[role],
+                sweep.store.data(sweep.data[role]),
+                partial(progress, role),
+            )
         except UserError as error:
             problems += [f"{sweep.path}: data.{role}: {problem}" for problem in error.problems]
     if problems:

@@ -91,13 +91,13 @@ def _backward(
     for number, (part, weight) in enumerate(shares):
         windows = torch.from_numpy(gather(part)).to(world.device, non_blocking=True)
         last = number == len(shares) - 1
-        hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()
+        hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
         with hold:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
                 losses = token_losses(net, windows)
             # DDP averages gradients over workers; the mean wanted is over the global batch's tokens.
             loss = losses.sum() * (weight * world.size / (len(rows) * stage.sequence_length))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / world.size
     return total
 

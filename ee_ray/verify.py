@@ -64,6 +64,9 @@ def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
         return [row for key in keys for row in differences(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
     if isinstance(a, list) and isinstance(b, list):
         longest = range(max(len(a), len(b)))
-        side = lambda values, i: values[i] if i < len(values) else None  # noqa: E731
+
+        def side(values: list[Any], i: int) -> Any:
+            return values[i] if i < len(values) else None
+
         return [row for i in longest for row in differences(side(a, i), side(b, i), f"{where}[{i}]")]
     return [] if a == b else [(where, a, b)]

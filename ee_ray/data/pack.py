@@ -41,7 +41,8 @@ class Packed:
         """Windows of `stream` ("train" or "heldout"), shape (len(indices), sequence_length + 1)."""
         tokens = np.memmap(self.folder / f"{stream}.bin", np.uint8, "r")
         offsets = np.arange(self.sequence_length + 1)
-        return tokens[indices[:, None] * self.sequence_length + offsets].astype(np.int64)
+        found: NDArray[np.int64] = tokens[indices[:, None] * self.sequence_length + offsets].astype(np.int64)
+        return found
 
     def heldout(self, count: int) -> NDArray[np.int64]:
         """`count` held-out windows, evenly spaced over the held-out stream: the fixed set of every evaluation."""
@@ -141,7 +142,8 @@ def shortfalls(
     spec: SweepSpec, packed: Mapping[str, Packed], budgets: Mapping[str, int]
 ) -> tuple[list[str], list[str]]:
     """Errors and warnings about pools that are too small for what the sweep asks of them."""
-    errors, warnings = [], []
+    errors: list[str] = []
+    warnings: list[str] = []
     for role, source in _roles(spec).items():
         pool = packed[role]
         if pool.train_windows == 0:

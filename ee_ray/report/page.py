@@ -27,7 +27,9 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .82rem; 
 
 
 def _div(figure: go.Figure, name: str) -> str:
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displaylogo": False})  # fmt: skip
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displaylogo": False}
+    )
     return f'<div class="wide">{html}</div>'
 
 
@@ -35,7 +37,10 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = ""
     for row in rows:
-        cells = (f'<td class="n">{cell:.4f}</td>' if isinstance(cell, float) else f"<td>{escape(str(cell))}</td>" for cell in row)  # fmt: skip
+        cells = (
+            f'<td class="n">{cell:.4f}</td>' if isinstance(cell, float) else f"<td>{escape(str(cell))}</td>"
+            for cell in row
+        )
         body += f"<tr>{''.join(cells)}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
@@ -44,9 +49,13 @@ def _facts(summary: dict[str, Any]) -> str:
     tokens, stages, optimum = summary["tokens"], summary["stages"], summary["optimum"]
     parts = [f"Search: {summary['stop_reason']}."]
     if optimum:
-        parts.append(f"P(interior) = {optimum['p_interior']:.3f}; noise of one run {optimum['noise_sd']:.4f} nats, of a seed {optimum['seed_sd']:.4f}.")  # fmt: skip
+        parts.append(
+            f"P(interior) = {optimum['p_interior']:.3f}; noise of one run {optimum['noise_sd']:.4f} nats, of a seed {optimum['seed_sd']:.4f}."
+        )
     if tokens["saved_factor"]:
-        parts.append(f"{tokens['trained']:,} tokens trained in {stages['trained'] + stages['reused']} stages; one path per trial would have taken {tokens['trialwise']:,} ({tokens['saved_factor']:g} times as many).")  # fmt: skip
+        parts.append(
+            f"{tokens['trained']:,} tokens trained in {stages['trained'] + stages['reused']} stages; one path per trial would have taken {tokens['trialwise']:,} ({tokens['saved_factor']:g} times as many)."
+        )
     if stages["failed"]:
         parts.append(f"{stages['failed']} stages failed: see below.")
     return " ".join(parts)
@@ -61,19 +70,26 @@ def _answer(sweep: Sweep, ledger: Ledger) -> list[str]:
     return [
         f"<h2>Retained loss against lambda, fine-tuned at {rate:g}</h2>",
         _div(figures.optimum_figure(ledger.rows, optimum, rate), "optimum"),
-        "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",  # fmt: skip
+        "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",
         "<h2>Immediate and retained loss at every fine-tuning rate</h2>",
         _div(figures.losses_figure(means), "losses"),
         "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
         _div(figures.frontier_figure(means), "frontier"),
-        "<p class='note'>Points are means over seeds; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",  # fmt: skip
+        "<p class='note'>Points are means over seeds; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",
     ]
 
 
 def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
-    rows = [[row[c] for c in ("lambda", "seed")] + [f"{row['finetune_lr']:g}"] + [row[c] for c in ("L_im", "L_ret", "L_ft", "L_pre")] for row in summary["trials"]]  # fmt: skip
+    rows = [
+        [row[c] for c in ("lambda", "seed")]
+        + [f"{row['finetune_lr']:g}"]
+        + [row[c] for c in ("L_im", "L_ret", "L_ft", "L_pre")]
+        for row in summary["trials"]
+    ]
     epochs = [[role, sweep.source(role).source, sweep.data[role], summary["epochs"][role]] for role in sweep.data]
-    failed = [[key, e.get("kind", ""), e["error"], "\n".join(e.get("log", [])[-3:])] for key, e in ledger.failures.items()]  # fmt: skip
+    failed = [
+        [key, e.get("kind", ""), e["error"], "\n".join(e.get("log", [])[-3:])] for key, e in ledger.failures.items()
+    ]
     parts = [
         "<h2>The stage tree: tokens trained, and what shares them</h2>",
         _div(figures.tree_figure(ledger.trials, sweep.spec.search.ladder), "tree"),
@@ -102,7 +118,7 @@ def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> dict[str, Any]:
         *_run(sweep, ledger, summary),
     ]
     title = f"<title>{escape(sweep.spec.name)} - ee_ray</title>"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{title}<style>{STYLE}</style>'  # fmt: skip
-    page = f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>{"".join(body)}</body></html>'  # fmt: skip
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{title}<style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>{"".join(body)}</body></html>'
     (folder / "index.html").write_text(page)
     return summary
