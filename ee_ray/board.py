@@ -42,6 +42,7 @@ class Board:
         self._entries: dict[str, _Entry] = {}
         self._last: dict[str, str] = {}
         self._closed: str | None = None
+        self._withdrawn = False
         self._trained_tokens = 0
         self._started = time.monotonic()
 
@@ -57,6 +58,8 @@ class Board:
 
     def take(self, slot: str) -> Order | None:
         """The stage that `slot` shall train now, or None if none is ready."""
+        if self._closed:
+            return None
         for entry in self._entries.values():
             if entry.state == "running" and entry.slot == slot:
                 if entry.attempts < ATTEMPTS:
@@ -79,8 +82,10 @@ class Board:
         parent = entry.order.stage.parent
         return parent is None or self._entries[parent].state == "done"
 
-    def progress(self, key: str, tokens: int) -> None:
+    def progress(self, key: str, tokens: int) -> bool:
+        """Note how far a running stage is; False tells its slot to drop it."""
         self._entries[key].tokens = tokens
+        return not self._withdrawn
 
     def done(self, slot: str, key: str) -> None:
         entry = self._entries[key]
@@ -117,9 +122,10 @@ class Board:
             if entry.state == "running" and entry.slot == slot:
                 entry.state, entry.slot = "waiting", ""
 
-    def close(self, reason: str) -> None:
-        """No more stages: slots end when they next ask."""
+    def close(self, reason: str, withdraw: bool = False) -> None:
+        """No more stages: slots end when they next ask, or with `withdraw` when they next report."""
         self._closed = self._closed or reason
+        self._withdrawn = self._withdrawn or withdraw
 
     def closed(self) -> str | None:
         return self._closed

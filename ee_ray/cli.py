@@ -4,10 +4,14 @@ Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, the rest is kept
 """
 
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +35,9 @@ class _Commands(click.Group):
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted; everything published is kept, the same command continues", err=True)
-            ctx.exit(INTERRUPTED)
+            sys.stdout.flush()
+            # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
+            os._exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -147,22 +153,34 @@ def run(spec: str, storage: str, address: str | None, local: bool) -> None:
     sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if ledger.decision.outstanding:
-        from ee_ray.environment import prepare_ray
-
-        prepare_ray(address)
-        from ee_ray.run import check_model, run_in_process, run_on_ray
-
-        check_model(sweep)
         console = Console(stderr=True)
         click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
-        if local:
-            run_in_process(sweep, ledger, lambda snapshot: watching(console, snapshot))
-        else:
-            run_on_ray(sweep, ledger, address, lambda snapshot: watching(console, snapshot))
+        watch = partial(watching, console)
+        _train_here(sweep, ledger, watch) if local else _train_on_ray(sweep, ledger, address, watch)
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     else:
         click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
     _finish(sweep, ledger, time.monotonic() - started)
+
+
+def _train_here(sweep: Any, ledger: Any, watch: Any) -> None:
+    from ee_ray.run import run_in_process
+
+    run_in_process(sweep, ledger, watch)
+
+
+def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> None:
+    from ee_ray.environment import prepare_ray
+
+    prepare_ray(address)
+    from ee_ray.cluster import connected
+
+    # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
+    with ThreadPoolExecutor(1) as background:
+        heavy = background.submit(import_module, "ee_ray.run")
+        with connected(address):
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
+            heavy.result().run_on_ray(sweep, ledger, watch)
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:

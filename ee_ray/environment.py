@@ -13,5 +13,12 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default of 2 s is spent at each slot's end
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial must not end the sweep
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to handle
-    if address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table: ours has its place
+    if address is not None:
+        return
+    # A machine of one's own is not preempted; each slot's watcher would cost 3 CPU-seconds to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray warns when more than four times this many processes run (default: CPUs): a slot alone has six.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

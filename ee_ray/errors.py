@@ -13,3 +13,7 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A loss or gradient that is not finite. Deterministic, so it is recorded and never tried again."""
+
+
+class Withdrawn(Exception):
+    """The stage in hand is no longer wanted: the sweep was interrupted. Nothing is wrong with it."""

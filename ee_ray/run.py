@@ -9,11 +9,12 @@ import ray
 import torch
 
 from ee_ray.board import Board
+from ee_ray.cluster import NAMESPACE
 from ee_ray.data.pack import VOCAB_SIZE
 from ee_ray.errors import Diverged, UserError
 from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
-from ee_ray.runner import NAMESPACE, evidence_of, running_slots, slots_that_fit
+from ee_ray.runner import evidence_of, running_slots, slots_that_fit
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
@@ -23,7 +24,7 @@ Watch = Callable[[Callable[[], dict[str, Any]]], Any]
 
 
 def check_model(sweep: Sweep) -> None:
-    """Build the model once, without memory for its weights, so that a bad config is found before any cluster starts."""
+    """Build the model once, without memory for its weights, so that a bad config is found before anything trains."""
     config = build_config(sweep.spec.model_config_fields, VOCAB_SIZE, sweep.spec.sequence_length)
     with torch.device("meta"):
         build_model(config, 0)
@@ -40,6 +41,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
         raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
     if execution.gpus_per_worker and not torch.cuda.is_available():
         raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip
+    check_model(sweep)
     torch.set_num_threads(execution.cpus_per_worker)
     world = World(torch.device("cuda" if execution.gpus_per_worker else "cpu"))
     board = Board()
@@ -58,35 +60,19 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
         search_in_process(job, open_search(job, ledger), board, work)
 
 
-def _connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one for this run on this machine."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--address {address}: no cluster could be joined: {error}") from None
-        return
-    # Nothing large goes through the object store (weights and data go through files): the least that Ray accepts.
-    ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
-
-
-def run_on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Watch) -> None:
-    """Train what is outstanding under Ray Train slots, driven by Tune trials."""
+def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
+    """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected."""
+    check_model(sweep)
     execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
     folder = sweep.store.sweep(sweep.spec.name) / "ray" / run
-    _connect(address)
-    try:
-        most = len(sweep.spec.search.anchors) * len(sweep.spec.search.seeds)
-        slots = min(slots_that_fit(execution, ray.cluster_resources()), most)
-        name = f"board-{run}"
-        board = ray.remote(num_cpus=0)(Board).options(name=name, namespace=NAMESPACE).remote()
-        job = _job(sweep)
-        with (
-            watch(lambda: ray.get(board.snapshot.remote())),
-            running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
-        ):
-            # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
-            search_on_ray(job, open_search(job, ledger), name, NAMESPACE, slots + 1, folder / "tune")
-    finally:
-        ray.shutdown()
+    most = len(sweep.spec.search.anchors) * len(sweep.spec.search.seeds)
+    slots = min(slots_that_fit(execution, ray.cluster_resources()), most)
+    name = f"board-{run}"
+    board = ray.remote(num_cpus=0)(Board).options(name=name, namespace=NAMESPACE).remote()
+    job = _job(sweep)
+    with (
+        watch(lambda: ray.get(board.snapshot.remote())),
+        running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
+    ):
+        # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
+        search_on_ray(job, open_search(job, ledger), name, slots + 1, folder / "tune")

@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import ray
@@ -26,14 +26,15 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
 from ee_ray.board import ATTEMPTS, Board, Order
-from ee_ray.errors import Diverged, UserError
+from ee_ray.cluster import NAMESPACE
+from ee_ray.errors import Diverged, UserError, Withdrawn
 from ee_ray.spec import Execution
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.train import World
 
-NAMESPACE = "ee_ray"
 IDLE_SECONDS = 0.1
+END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
 
 
 def evidence_of(error: BaseException, rank: int, diverged: bool = False) -> dict[str, Any]:
@@ -71,10 +72,15 @@ def slot_worker(config: dict[str, Any]) -> None:
         key = order.stage.key
 
         def report(tokens: int, key: str = key) -> None:
-            board.progress.remote(key, tokens)
+            if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
+                raise Withdrawn(key)
 
         try:
-            run_stage(store, order, world, report if rank == 0 else lambda tokens: None)
+            run_stage(store, order, world, report)
+        except Withdrawn:
+            if size > 1:
+                raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
+            return
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
@@ -128,7 +134,11 @@ def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, f
 def running_slots(
     name: str, count: int, board: ActorHandle[Board], board_name: str, store: Store, execution: Execution, folder: Path
 ) -> Iterator[None]:
-    """`count` slots work the board while the block runs. The board closes when no slot is left to work it."""
+    """`count` slots work the board while the block runs. The board closes when no slot is left to work it.
+
+    When the block ends the slots are waited for: a thread that is still in a call to Ray when Ray shuts down takes the
+    whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`).
+    """
     alive = set(range(count))
 
     def keep(number: int) -> None:
@@ -138,8 +148,6 @@ def running_slots(
             try:
                 _fit(name, slot, board_name, store, execution, folder)
             except Exception as error:
-                if not ray.is_initialized():
-                    return
                 ray.get(board.release.remote(slot))
                 if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
                     alive.discard(number)
@@ -150,5 +158,14 @@ def running_slots(
     threads = [threading.Thread(target=keep, args=(number,), daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
-    yield
-    board.close.remote("the sweep has ended")
+    try:
+        yield
+        ray.get(board.close.remote("the sweep has ended"))
+    except BaseException as error:
+        with contextlib.suppress(ray.exceptions.RayError):  # the board may be what died
+            ray.get(board.close.remote(f"the sweep was ended by {type(error).__name__}", withdraw=True))
+        raise
+    finally:
+        deadline = monotonic() + END_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - monotonic()))

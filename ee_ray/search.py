@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
+from ee_ray.cluster import NAMESPACE
 from ee_ray.ledger import Ledger, objective, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide
@@ -153,9 +154,9 @@ def _published(store: Store, trial: Trial) -> list[str]:
     return [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
 
 
-def drive_trial(config: dict[str, Any], job: Job, board_name: str, namespace: str) -> None:
+def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     """A Tune trial: ask for the stages, wait, report once. Holds no CPU worth the name and no GPU."""
-    board = ray.get_actor(board_name, namespace)
+    board = ray.get_actor(board_name, NAMESPACE)
     trial = job.trial(config)
     keys = list(distinct([trial]))
     ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
@@ -170,11 +171,9 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str, namespace: st
     tune.report(_report(job, trial, failures))
 
 
-def search_on_ray(
-    job: Job, search: LadderSearch, board_name: str, namespace: str, concurrency: int, folder: Path
-) -> None:
+def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
-    trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name, namespace=namespace)
+    trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     tune.Tuner(
         tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
         tune_config=tune.TuneConfig(

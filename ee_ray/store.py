@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.parquet"
 RECORD = "record.json"
+ABANDONED_SECONDS = 24 * 3600  # a draft is written in seconds
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -68,10 +70,13 @@ class Store:
             raise UserError(f"storage {self.root}: has schema {found.get('schema')!r}, this version reads {SCHEMA}: use another directory or the version that wrote it")  # fmt: skip
 
     def create(self) -> None:
-        """Make the directory a store, if it is not one yet."""
+        """Make the directory a store, if it is not one yet; clear drafts that killed writers left long ago."""
         try:
             if not (self.root / "store.json").exists():
                 _write_json(self.root / "store.json", {"schema": SCHEMA})
+            for draft in (self.root / "stages").glob(".*.tmp"):
+                if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise UserError(f"storage {self.root}: cannot be written: {error.strerror}") from None
 
@@ -92,7 +97,7 @@ class Store:
 
     def published(self) -> list[str]:
         """Keys of the published stages."""
-        return sorted(path.parent.name for path in (self.root / "stages").glob(f"*/{RECORD}"))
+        return sorted(path.parent.name for path in (self.root / "stages").glob(f"[!.]*/{RECORD}"))
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a published stage, or None if there is none."""

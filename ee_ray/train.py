@@ -27,7 +27,7 @@ CURVE_POINTS = 50
 REPORT_SECONDS = 0.5
 
 Gather = Callable[[Indices], NDArray[np.int64]]
-Report = Callable[[int], None]
+Report = Callable[[int], object]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""The board hands out each stage once, parents first, and loses none when a slot dies."""
+
+from collections import Counter
+from random import Random
+
+from conftest import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ee_ray.board import ATTEMPTS, Board, Order
+from ee_ray.plan import Point, build_trial, distinct
+from ee_ray.spec import SweepSpec
+
+DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
+SPEC = SweepSpec.model_validate(tiny())
+
+
+def orders(*points: Point) -> list[Order]:
+    trials = [build_trial(SPEC, DATA, point) for point in points]
+    return [Order(stage, "tiny", None) for stage in distinct(trials).values()]
+
+
+def asked(*points: Point, published=()) -> Board:
+    board = Board()
+    board.submit(orders(*points), published)
+    return board
+
+
+def test_a_stage_waits_for_its_parent():
+    board = asked(Point(2, 0))
+    first = board.take("a")
+    assert first.stage.kind == "pretrain"
+    assert board.take("b") is None
+    board.done("a", first.stage.key)
+    assert board.take("b").stage.kind == "posttrain"
+
+
+def test_two_trials_with_a_common_stage_have_it_trained_once():
+    again = orders(Point(2, 0))
+    board = asked(Point(2, 0))
+    board.submit(again, [])
+    assert board.take("a").stage.kind == "pretrain"
+    assert board.take("b") is None
+
+
+def test_what_is_published_is_not_handed_out():
+    keys = [order.stage.key for order in orders(Point(2, 0))]
+    board = asked(Point(2, 0), published=keys[:2])
+    assert board.take("a").stage.kind == "finetune"
+    assert set(board.states(keys[:2]).values()) == {"done"}
+
+
+def test_a_slot_goes_on_with_what_descends_from_its_last_stage():
+    board = asked(Point(0, 0), Point(2, 0), Point(4, 0))
+    taken = {slot: board.take(slot) for slot in ("a", "b")}
+    board.done("b", taken["b"].stage.key)
+    assert board.take("b").stage.parent == taken["b"].stage.key
+
+
+def test_a_slot_that_died_gets_its_stage_again_a_bounded_number_of_times():
+    board = asked(Point(2, 0))
+    key = board.take("a").stage.key
+    for _ in range(ATTEMPTS - 1):
+        assert board.take("a").stage.key == key
+    assert board.take("a") is None
+    assert set(board.states(order.stage.key for order in orders(Point(2, 0))).values()) == {"failed"}
+    assert f"died {ATTEMPTS} times" in board.evidence(key)["error"]
+
+
+def test_what_a_lost_slot_held_goes_to_another():
+    board = asked(Point(2, 0))
+    key = board.take("a").stage.key
+    board.release("a")
+    assert board.take("b").stage.key == key
+
+
+def test_what_descends_from_a_failed_stage_fails_and_the_rest_goes_on():
+    board = asked(Point(2, 0), Point(2, 1))
+    key = board.take("a").stage.key
+    board.fail(key, {"error": "diverged", "diverged": True})
+    counts = board.snapshot()["counts"]
+    assert counts["failed"] == 4 and counts["waiting"] == 4
+    assert board.take("a").stage.identity.seed == 1
+
+
+def test_a_failed_stage_may_be_asked_for_again():
+    board = asked(Point(2, 0))
+    board.fail(board.take("a").stage.key, {"error": "disk full", "diverged": False})
+    board.submit(orders(Point(2, 0)), [])
+    assert board.take("a").stage.kind == "pretrain"
+
+
+def test_a_closed_board_hands_out_nothing_and_recalls_what_runs_only_if_told_to():
+    board = asked(Point(2, 0))
+    key = board.take("a").stage.key
+    board.close("enough")
+    assert board.take("b") is None
+    assert board.progress(key, 10)
+    board.close("interrupted", withdraw=True)
+    assert not board.progress(key, 20)
+    assert board.closed() == "enough"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=5, unique=True),
+    st.integers(0, 2**32),
+)
+def test_any_slots_in_any_order_train_every_stage_once_after_its_parent(points, seed):
+    """Slots take, finish and die at random; the board ends with every stage done, each finished once."""
+    random, wanted = Random(seed), orders(*(Point(*point) for point in points))
+    board, finished, held = asked(*(Point(*point) for point in points)), Counter(), {}
+    while len(finished) < len(wanted):
+        slot = random.choice("abc")
+        if slot not in held:
+            if order := board.take(slot):
+                assert order.stage.parent is None or order.stage.parent in finished
+                held[slot] = order.stage.key
+        elif random.random() < 0.1:
+            board.release(slot)
+            del held[slot]
+        else:
+            board.done(slot, held[slot])
+            finished[held.pop(slot)] += 1
+    assert set(finished.values()) == {1}
+    assert set(finished) == {order.stage.key for order in wanted}
