@@ -117,11 +117,13 @@ def prepare(spec: str, storage: str) -> None:
 
 
 def _prepare(sweep: Any) -> None:
+    from rich.console import Console
     from rich.progress import Progress
 
     from ee_ray.sweep import prepare as prepare_data
 
-    with Progress(transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(role: str, done: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_model, save_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -25,7 +26,7 @@ def build_config(fields: Mapping[str, Any], vocab_size: int, sequence_length: in
         if unknown:
             raise UserError(f"model: transformers' {model_type} config has no {', '.join(unknown)}")
         return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from None
 
 

@@ -49,8 +49,10 @@ def _facts(summary: dict[str, Any]) -> str:
     tokens, stages, optimum = summary["tokens"], summary["stages"], summary["optimum"]
     parts = [f"Search: {summary['stop_reason']}."]
     if optimum:
+        seed_sd = optimum["seed_sd"]
+        between = f"{seed_sd:.4f}" if seed_sd is not None else "unknown from one seed"
         parts.append(
-            f"P(interior) = {optimum['p_interior']:.3f}; noise of one run {optimum['noise_sd']:.4f} nats, of a seed {optimum['seed_sd']:.4f}."
+            f"P(interior) = {optimum['p_interior']:.3f}; sd of one run {optimum['noise_sd']:.4f} nats, between seeds {between}."
         )
     if tokens["saved_factor"]:
         parts.append(

@@ -45,7 +45,7 @@ def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
         "gain_over_0": _estimate(optimum.gain_over_0),
         "gain_over_1": _estimate(optimum.gain_over_1),
         "noise_sd": round(optimum.noise_sd, 5),
-        "seed_sd": round(optimum.seed_sd, 5),
+        "seed_sd": round(optimum.seed_sd, 5) if optimum.seeds > 1 else None,
     }
 
 

@@ -1,0 +1,227 @@
+"""A sweep run in one process: what it leaves behind, what it never trains again, and what its failures say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+from conftest import CORPORA, Place, ray_environment
+
+
+def test_a_sweep_ends_with_a_verdict_and_a_report(finished):
+    summary = finished.summary()
+    assert summary["schema"] == 1 and summary["sweep"] == "tiny"
+    optimum = summary["optimum"]
+    assert optimum["ci95"][0] <= optimum["lambda"] <= optimum["ci95"][1]
+    assert optimum["verdict"] in ("interior", "boundary_0", "boundary_1", "flat", "undetermined")
+    assert set(optimum["gain_over_0"]) == set(optimum["gain_over_1"]) == {"value", "ci95"}
+    assert summary["stages"] == {"planned": 30, "trained": 30, "reused": 0, "failed": 0}
+    assert len(summary["trials"]) == 8 * 2
+
+
+def test_training_learns_more_than_the_frequency_of_letters(finished):
+    """ln 256 = 5.5 nats is ignorance; about 3.2 is the entropy of single letters of this text."""
+    losses = [finished.store.record(key)["losses"] for key in finished.store.published()]
+    assert max(loss for stage in losses for loss in stage.values()) < 5.6
+    assert min(stage["pre"] for stage in losses) < 3.6
+
+
+def test_a_larger_fine_tuning_rate_learns_more_of_its_own_corpus(finished):
+    losses = {(r["lambda"], r["seed"], r["finetune_lr"]): r["L_ft"] for r in finished.summary()["trials"]}
+    assert all(losses[level, seed, 1e-3] < losses[level, seed, 1e-4] for level, seed, _ in losses)
+
+
+def links(page: str) -> list[str]:
+    """Addresses that a browser would fetch or lead to; what stands inside a script is not markup."""
+    found: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.extend(v for k, v in attributes if k in ("src", "href", "data"))  # fmt: skip
+    parser.feed(page)
+    return found
+
+
+def test_the_report_says_what_the_ledger_says(finished):
+    page = (finished.folder / "reports/tiny/index.html").read_text()
+    summary = finished.summary()
+    assert f"lambda* = {summary['optimum']['lambda']:g}" in page
+    for row in summary["trials"]:
+        record = finished.store.record(row["finetune_key"])
+        assert (row["L_ret"], row["L_ft"], row["L_pre"]) == tuple(record["losses"][role] for role in ("post", "ft", "pre"))  # fmt: skip
+        assert row["L_im"] == finished.store.record(row["posttrain_key"] or row["pretrain_key"])["losses"]["post"]
+        assert f"{row['L_ret']:.4f}" in page
+    assert links(page) == []
+
+
+def test_a_report_is_rebuilt_from_the_store_alone(copy):
+    before = copy.summary()
+    (copy.folder / "reports/tiny/summary.json").unlink()
+    copy.ee_ray("report", "tiny.yaml")
+    assert copy.summary() == before
+
+
+def test_a_second_run_trains_nothing(copy):
+    before = copy.numbers()
+    finish = {key: copy.store.record(key)["finished"] for key in before}
+    done = copy.ee_ray("run", "tiny.yaml")
+    assert "nothing to train" in done.stderr
+    assert {key: copy.store.record(key)["finished"] for key in copy.store.published()} == finish
+
+
+def test_the_plan_is_exact(finished, tmp_path):
+    fresh = Place(tmp_path)
+    quotation = fresh.json("plan", fresh.write(search__max_trials=6), "--json")
+    assert {stage["status"] for stage in quotation["stages"]} == {"planned"}
+    assert quotation["tokens"]["to_train"] == sum(stage["tokens"] for stage in quotation["stages"])
+    assert quotation["tokens"]["to_train"] == 6 * (8192 + 2048 + 2 * 2048)
+    assert quotation["tokens"]["trialwise"] == 6 * 2 * (8192 + 2048 + 2048)
+    assert not fresh.store.published()
+    after = finished.json("plan", "tiny.yaml", "--json")
+    assert after["tokens"]["to_train"] == 0
+    assert {stage["status"] for stage in after["stages"]} == {"cached"}
+    assert {stage["key"] for stage in quotation["stages"]} <= {stage["key"] for stage in after["stages"]}
+    assert finished.summary()["tokens"]["trained"] == sum(stage["tokens"] for stage in after["stages"])
+
+
+def test_a_changed_post_training_rate_retrains_no_pretraining(copy):
+    spec = copy.write("other.yaml", name="other", stages__posttrain__learning_rate=0.004)
+    planned = {(stage["kind"], stage["status"]) for stage in copy.json("plan", spec, "--json")["stages"]}
+    assert ("pretrain", "planned") not in planned and ("posttrain", "cached") not in planned
+    copy.ee_ray("run", spec, "--local")
+    summary = copy.summary("other")
+    assert summary["stages"]["reused"] >= 6
+    assert {row["pretrain_key"] for row in summary["trials"]} & {row["pretrain_key"] for row in copy.summary()["trials"]}  # fmt: skip
+
+
+def test_the_same_numbers_come_from_any_micro_batch_and_store(finished, tmp_path):
+    place = Place(tmp_path)
+    place.ee_ray("run", place.write(search__max_trials=6, execution__micro_batch=8), "--local")
+    numbers = place.numbers()
+    assert numbers == {key: finished.numbers()[key] for key in numbers}
+
+
+def test_status_and_verify_read_the_store(copy):
+    state = copy.json("status", "tiny.yaml", "--json")
+    assert state["stages"] == {"planned": 30, "published": 30, "failed": 0}
+    assert state["tokens"]["left"] == 0 and state["stop"]
+    assert copy.json("verify", "tiny.yaml", "--json")["problems"] == []
+
+
+def test_verify_lists_every_mismatch(copy):
+    damaged, gone = copy.store.published()[:2]
+    copy.store.weights(damaged).write_bytes(b"x")
+    copy.store.weights(gone).unlink()
+    fingerprint = copy.summary()["provenance"]["data"]["post"]["fingerprint"]
+    with (copy.store.data(fingerprint) / "train.bin").open("r+b") as file:
+        file.write(b"changed")
+    summary = copy.summary()
+    summary["optimum"]["lambda"] = 0.123
+    (copy.folder / "reports/tiny/summary.json").write_text(json.dumps(summary))
+    found = "\n".join(json.loads(copy.ee_ray("verify", "tiny.yaml", "--json", status=1).stdout)["problems"])
+    for part in (f"stage {damaged}: weights.safetensors does not match", f"stage {gone}: weights.safetensors is missing", "train.bin does not match", "differs from the store in optimum.lambda"):  # fmt: skip
+        assert part in found
+
+
+def test_explain_tells_a_stage_and_what_differs_between_two(finished):
+    trial = finished.summary()["trials"][0]
+    record = finished.json("explain", trial["pretrain_key"][:10], "--json")
+    assert record["kind"] == "pretrain" and record["payload"]["seed"] == trial["seed"]
+    other = next(t for t in finished.summary()["trials"] if t["lambda"] == trial["lambda"] and t["seed"] != trial["seed"])  # fmt: skip
+    rows = json.loads(finished.ee_ray("explain", trial["pretrain_key"], other["pretrain_key"], "--json").stdout)
+    assert {row["field"] for row in rows} == {"seed", "parts[0].order_seed"}
+    assert "no published stage" in finished.ee_ray("explain", "ffff", status=2).stderr
+
+
+def test_stages_that_diverge_are_recorded_with_their_evidence_and_never_tried_again(tmp_path):
+    """No rate below 1 brings down a model that normalises its layers; the root of a negative number does."""
+    place = Place(tmp_path)
+    spec = place.write(search__max_trials=6, model__rms_norm_eps=-1.0)
+    done = place.ee_ray("run", spec, "--local", status=3)
+    failures = place.summary()["failures"]
+    first = [evidence for evidence in failures.values() if evidence["diverged"]]
+    assert len(first) == 6 and {evidence["kind"] for evidence in first} == {"pretrain"}
+    assert "gradient norm nan at step" in done.stderr and "rerun: ee-ray run" in done.stderr
+    assert "fewer than three levels" in done.stdout and place.summary()["optimum"] is None
+    again = place.ee_ray("run", spec, "--local", status=3)
+    assert "nothing to train" in again.stderr
+
+
+def test_a_stage_that_fails_for_want_of_something_is_tried_again_by_the_next_run(tmp_path, finished):
+    place = Place(tmp_path)
+    spec = place.write(search__max_trials=6)
+    place.ee_ray("prepare", spec)
+    fingerprint = finished.summary()["provenance"]["data"]["ft"]["fingerprint"]
+    hidden = place.store.data(fingerprint) / "heldout.bin"
+    hidden.rename(hidden.with_suffix(".away"))
+    done = place.ee_ray("run", spec, "--local", status=3)
+    assert "heldout.bin" in done.stderr
+    kept = place.numbers()
+    assert len(kept) == 10
+    hidden.with_suffix(".away").rename(hidden)
+    place.ee_ray("run", spec, "--local")
+    assert place.numbers() == {key: finished.numbers()[key] for key in place.numbers()}
+    assert place.numbers().items() >= kept.items()
+    assert place.summary()["failures"] == {}
+
+
+def running(place: Place, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ee_ray.cli", "run", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=place.folder, env=ray_environment(), stderr=subprocess.PIPE, text=True)
+
+
+def published_at_least(place: Place, count: int, process: subprocess.Popen[str]) -> None:
+    while len(place.store.published()) < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_keeps_what_it_published_and_ends_with_the_same_numbers(finished, tmp_path, sign, status):
+    place = Place(tmp_path)
+    spec = place.write()
+    process = running(place, spec, "--local")
+    published_at_least(place, 7, process)
+    os.kill(process.pid, sign)
+    assert process.wait(60) == status
+    kept = place.numbers()
+    assert 7 <= len(kept) < 30
+    place.ee_ray("run", spec, "--local")
+    assert place.numbers() == finished.numbers()
+    assert {**place.numbers(), **kept} == place.numbers()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"execution__workers": 2}, ["--local"], "--local has one process"),
+        ({"execution__gpus_per_worker": 1.0}, ["--local"], "no GPU is visible here"),
+        ({"model__hidden_sise": 3}, ["--local"], "config has no hidden_sise"),
+        ({"model__num_attention_heads": 3}, ["--local"], "model: "),
+        ({"model": {"model_type": "lama"}}, ["--local"], "model: "),
+        ({}, ["--local", "--address", "x"], "exclude each other"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_trains(tmp_path, changes, arguments, message):
+    place = Place(tmp_path)
+    done = place.ee_ray("run", place.write(**changes), *arguments, status=2)
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not place.store.published()
+
+
+@pytest.mark.skipif(not CORPORA.is_dir(), reason=f"the real corpora are not at {CORPORA}")
+def test_real_text_goes_through_to_a_report(tmp_path):
+    place = Place(tmp_path)
+    spec = place.write(
+        data__pre={"source": f"file:{CORPORA}/general_wikitext2.jsonl"},
+        data__post={"source": f"file:{CORPORA}/music_nottingham.jsonl"},
+        data__ft={"source": f"file:{CORPORA}/chemistry_zinc.txt"},
+        search__seeds=[0], search__max_trials=3,
+    )  # fmt: skip
+    place.ee_ray("run", spec, "--local")
+    summary = place.summary()
+    assert {len(summary["trials"]), summary["stages"]["trained"]} == {6, 11}
+    assert summary["epochs"]["pre"] < 1
