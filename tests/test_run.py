@@ -47,7 +47,7 @@ def links(page: str) -> list[str]:
 def test_the_report_says_what_the_ledger_says(finished):
     page = (finished.folder / "reports/tiny/index.html").read_text()
     summary = finished.summary()
-    assert f"lambda* = {summary['optimum']['lambda']:g}" in page
+    assert f"lambda* = {summary['optimum']['lambda']:.2f}" in page
     for row in summary["trials"]:
         record = finished.store.record(row["finetune_key"])
         assert (row["L_ret"], row["L_ft"], row["L_pre"]) == tuple(record["losses"][role] for role in ("post", "ft", "pre"))  # fmt: skip

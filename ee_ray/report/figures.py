@@ -11,10 +11,13 @@ from ee_ray.plan import Trial, distinct
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LAYOUT = {
     "template": "plotly_white",
-    "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
+    "margin": {"l": 70, "r": 40, "t": 40, "b": 60},
     "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+    # Beside the legend and above a colour bar, not over them.
+    "modebar": {"orientation": "v", "remove": ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]},
     "height": 440,
 }  # fmt: skip
+KIND_COLOURS = {"pretrain": COLOURS[5], "posttrain": COLOURS[4], "finetune": COLOURS[3]}
 NATS = "nats per token"
 
 
@@ -73,7 +76,7 @@ def frontier_figure(means: pd.DataFrame, x: str = "L_ft", y: str = "L_ret") -> g
     figure = _figure(f"{names[x]}, {NATS}", f"{names[y]}, {NATS}")
     figure.add_scatter(
         x=means[x], y=means[y], mode="markers", name="recipes",
-        marker={"color": means["lambda"], "colorscale": "Viridis", "cmin": 0, "cmax": 1, "size": 9, "colorbar": {"title": "lambda"}},
+        marker={"color": means["lambda"], "colorscale": "Viridis", "cmin": 0, "cmax": 1, "size": 9, "colorbar": {"title": "lambda", "len": 0.6, "y": 0, "yanchor": "bottom"}},
         customdata=means[["lambda", "finetune_lr", "seeds"]],
         hovertemplate="lambda %{customdata[0]}<br>fine-tuning rate %{customdata[1]:g}<br>" + f"{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<br>%{{customdata[2]}} seeds",
     )  # fmt: skip
@@ -89,7 +92,7 @@ def frontier_figure(means: pd.DataFrame, x: str = "L_ft", y: str = "L_ret") -> g
 
 def tree_figure(trials: list[Trial], ladder: int) -> go.Figure:
     """The stage tree, areas by tokens: what hangs under one box shares its training."""
-    ids, parents, labels, tokens = ["sweep"], [""], ["sweep"], [0]
+    ids, parents, labels, tokens, colours = ["sweep"], [""], ["sweep"], [0], ["#eeeeee"]
     known: set[str] = set()
     for trial in trials:
         place = f"lambda {trial.point.level / ladder:g}, seed {trial.point.seed}"
@@ -102,12 +105,14 @@ def tree_figure(trials: list[Trial], ladder: int) -> go.Figure:
             name = f"fine-tune {stage.identity.learning_rate:g}" if stage.kind == "finetune" else stage.kind
             labels.append(f"{name}<br>{place}" if stage.kind == "pretrain" else name)
             tokens.append(stage.identity.tokens)
+            colours.append(KIND_COLOURS[stage.kind])
     figure = go.Figure(
         go.Icicle(
             ids=ids, parents=parents, labels=labels, values=tokens, branchvalues="remainder",
+            marker={"colors": colours, "line": {"width": 1, "color": "white"}},
             hovertemplate="%{label}<br>%{id}<br>%{value:,} tokens with its children<extra></extra>",
             tiling={"orientation": "v"},
         ),
-        layout=LAYOUT,
+        layout={**LAYOUT, "uniformtext": {"minsize": 9, "mode": "hide"}},
     )  # fmt: skip
     return figure

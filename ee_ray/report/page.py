@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from ee_ray.ledger import Ledger
 from ee_ray.propose import estimate
 from ee_ray.report import figures
-from ee_ray.report.summary import seed_means, summarize, verdict_sentence
+from ee_ray.report.summary import LOSSES, seed_means, summarize, verdict_sentence
 from ee_ray.sweep import Sweep
 
 STYLE = """
@@ -45,14 +45,17 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def _between_seeds(optimum: dict[str, Any]) -> str:
+    sd = optimum["seed_sd"]
+    return "unknown from one seed" if sd is None else f"{sd:.4f}" if sd else "none that shows above that"
+
+
 def _facts(summary: dict[str, Any]) -> str:
     tokens, stages, optimum = summary["tokens"], summary["stages"], summary["optimum"]
     parts = [f"Search: {summary['stop_reason']}."]
     if optimum:
-        seed_sd = optimum["seed_sd"]
-        between = f"{seed_sd:.4f}" if seed_sd is not None else "unknown from one seed"
         parts.append(
-            f"P(interior) = {optimum['p_interior']:.3f}; sd of one run {optimum['noise_sd']:.4f} nats, between seeds {between}."
+            f"P(interior) = {optimum['p_interior']:.3f}; sd of one run {optimum['noise_sd']:.4f} nats, between seeds {_between_seeds(optimum)}."
         )
     if tokens["saved_factor"]:
         parts.append(
@@ -83,9 +86,7 @@ def _answer(sweep: Sweep, ledger: Ledger) -> list[str]:
 
 def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     rows = [
-        [row[c] for c in ("lambda", "seed")]
-        + [f"{row['finetune_lr']:g}"]
-        + [row[c] for c in ("L_im", "L_ret", "L_ft", "L_pre")]
+        [f"{row['lambda']:g}", row["seed"], f"{row['finetune_lr']:g}", *(row[loss] for loss in LOSSES)]
         for row in summary["trials"]
     ]
     epochs = [[role, sweep.source(role).source, sweep.data[role], summary["epochs"][role]] for role in sweep.data]
@@ -95,8 +96,9 @@ def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     parts = [
         "<h2>The stage tree: tokens trained, and what shares them</h2>",
         _div(figures.tree_figure(ledger.trials, sweep.spec.search.ladder), "tree"),
+        "<p class='note'>Width is tokens. Blue: pretraining; orange: post-training; pink: fine-tuning. Click to look closer.</p>",
         "<h2>Every recipe</h2>",
-        _table(["lambda", "seed", "fine-tuning rate", "L_im", "L_ret", "L_ft", "L_pre"], rows),
+        _table(["lambda", "seed", "fine-tuning rate", *LOSSES], rows),
         "<h2>Data</h2>",
         _table(["role", "source", "fingerprint", "epochs of the pool"], epochs),
     ]

@@ -124,7 +124,7 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     if optimum is None:
         return "No answer yet: fewer than three levels of lambda are finished."
     low, high = optimum["ci95"]
-    place = f"lambda* = {optimum['lambda']:g} (95% interval {low:g} to {high:g})"
+    place = f"lambda* = {optimum['lambda']:.2f} (95% interval {low:.2f} to {high:.2f})"
     over_0, over_1 = (
         f"{optimum[name]['value']:.3f} [{optimum[name]['ci95'][0]:.3f}, {optimum[name]['ci95'][1]:.3f}]"
         for name in ("gain_over_0", "gain_over_1")

@@ -1,0 +1,123 @@
+"""Sweeps on real Ray clusters of this machine, with processes killed in the middle. A cluster takes 30 s to start."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from conftest import Place, ray_environment
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# Pretraining of about 3 s: long enough to be killed in the middle of.
+LONGER = {"stages__pretrain__tokens": 262_144, "search__max_trials": 6}
+TRAIN_WORKER, TRIAL_DRIVER = "ray::RayTrainWorker", "ray::ImplicitFunc"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The sweep of these tests in one process, without Ray and without interruption."""
+    place = Place(tmp_path_factory.mktemp("unbroken"))
+    place.ee_ray("run", place.write(**LONGER), "--local")
+    return place
+
+
+class Run:
+    """`ee-ray run` in a process of its own, and the processes that it started."""
+
+    def __init__(self, place: Place, spec: str):
+        command = [sys.executable, "-m", "ee_ray.cli", "run", spec]
+        self.log = place.folder / "stderr.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=place.folder, env=ray_environment(), stdout=log, stderr=log)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 180) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
+
+    def kill_one(self, name: str) -> None:
+        """kill -9 the first of our own processes whose command line starts with `name`."""
+
+        def victims() -> list[psutil.Process]:
+            return [child for child in self.children() if name in " ".join(_command(child))[:200]]
+
+        self.wait_for(victims)
+        victims()[0].kill()
+
+    def end(self, sign: signal.Signals | None = None) -> int:
+        """Send a signal, if one is given, and wait; the exit status, once no process of the run is left."""
+        started = self.children()
+        if sign:
+            os.kill(self.process.pid, sign)
+        status = self.process.wait(240)
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not left, left
+        return status
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_whatever_is_killed_the_published_stays_and_the_numbers_are_those_of_an_unbroken_run(unbroken, tmp_path):
+    place = Place(tmp_path)
+    spec = place.write(**LONGER)
+
+    first = Run(place, spec)
+    first.wait_for(place.store.published)
+    first.kill_one(TRAIN_WORKER)
+    first.wait_for(lambda: len(place.store.published()) >= 4)
+    assert first.end(signal.SIGINT) == 130
+    assert "the same command continues" in first.log.read_text()
+    kept = place.numbers()
+    assert 4 <= len(kept) < 22
+
+    second = Run(place, spec)
+    second.wait_for(lambda: len(place.store.published()) > len(kept))
+    second.kill_one(TRIAL_DRIVER)
+    second.wait_for(lambda: len(place.store.published()) >= len(kept) + 4)
+    assert second.end(signal.SIGKILL) == -9
+    assert place.numbers().items() >= kept.items()
+    kept = place.numbers()
+    assert len(kept) < 22
+
+    third = Run(place, spec)
+    assert third.end() == 0, third.log.read_text()
+    assert place.numbers() == unbroken.numbers()
+    assert place.numbers().items() >= kept.items()
+    assert place.summary()["optimum"] == unbroken.summary()["optimum"]
+    assert place.summary()["stages"]["reused"] == unbroken.summary()["stages"]["reused"]
+
+
+def test_two_workers_a_stage_give_the_same_stages_and_nearly_the_same_losses(finished, tmp_path):
+    """The order of additions differs, and nothing else: 1e-3 nats is a hundredth of what seeds differ by."""
+    place = Place(tmp_path)
+    run = Run(place, place.write(execution__workers=2, search__max_trials=6))
+    assert run.end() == 0, run.log.read_text()
+    ours, theirs = place.numbers(), finished.numbers()
+    assert ours.keys() <= theirs.keys() and len(ours) == 22
+    assert {place.store.record(key)["workers"] for key in ours} == {2}
+    for key, (losses, _) in ours.items():
+        assert losses == pytest.approx(theirs[key][0], abs=1e-3)
+
+
+def test_more_workers_than_the_machine_has_cpus_is_said_in_one_message(tmp_path):
+    place = Place(tmp_path)
+    run = Run(place, place.write(execution__workers=999))
+    assert run.end() == 2
+    said = run.log.read_text()
+    assert "a stage needs 999 CPUs" in said and "lower execution.workers" in said
+    assert "Traceback" not in said
