@@ -223,7 +223,7 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         state = _state(ledger)
-        click.echo(json.dumps(state) if as_json else _status_text(sweep.spec.name, state))
+        click.echo(json.dumps(state) if as_json else _status_text(sweep.spec.name, sweep.store.root, state))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)
@@ -245,13 +245,13 @@ def _state(ledger: Any) -> dict[str, Any]:
     }
 
 
-def _status_text(name: str, state: dict[str, Any]) -> str:
+def _status_text(name: str, store: Path, state: dict[str, Any]) -> str:
     stages, trials, tokens = state["stages"], state["trials"], state["tokens"]
     failed = f", {stages['failed']} failed" if stages["failed"] else ""
     return (
         f"{name}: {trials['finished']} of {trials['asked']} trials, {stages['published']} of {stages['planned']} stages"
         f"{failed}; {tokens['trained']:,} tokens trained, {tokens['left']:,} left; "
-        + (f"ended: {state['stop']}" if state["stop"] else "not ended")
+        + (f"ended: {state['stop']}" if state["stop"] else f"not ended (store: {store})")
     )
 
 
