@@ -140,38 +140,44 @@ def _prepare(sweep: Any) -> None:
 @click.option("--local", is_flag=True, help="Train in this process, without Ray.")
 def run(spec: str, storage: str, address: str | None, local: bool) -> None:
     """Run or resume SPEC; print the verdict and write the report."""
+    from ee_ray.sweep import open_sweep
+
+    started = time.monotonic()
+    sweep = open_sweep(spec, storage)
+    ledger, stopped = _train(sweep, address, local)
+    _finish(sweep, ledger, time.monotonic() - started, stopped)
+
+
+def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | None]:
+    """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it."""
     from rich.console import Console
 
     from ee_ray.ledger import read_ledger
     from ee_ray.progress import watching
-    from ee_ray.sweep import open_sweep
 
     if address and local:
         raise UserError("--address and --local exclude each other")
     signal.signal(signal.SIGTERM, _terminate)
-    started = time.monotonic()
-    sweep = open_sweep(spec, storage)
     _prepare(sweep)
     sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
-    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    if ledger.decision.outstanding:
-        console = Console(stderr=True)
-        click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
-        watch = partial(watching, console)
-        _train_here(sweep, ledger, watch) if local else _train_on_ray(sweep, ledger, address, watch)
-        ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    else:
+    ledger, stopped = read_ledger(sweep.spec, sweep.data, sweep.store), None
+    if not ledger.decision.outstanding:
         click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
-    _finish(sweep, ledger, time.monotonic() - started)
+        return ledger, None
+    console = Console(stderr=True)
+    click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
+    watch = partial(watching, console)
+    stopped = _train_here(sweep, ledger, watch) if local else _train_on_ray(sweep, ledger, address, watch)
+    return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
 
 
-def _train_here(sweep: Any, ledger: Any, watch: Any) -> None:
+def _train_here(sweep: Any, ledger: Any, watch: Any) -> str | None:
     from ee_ray.run import run_in_process
 
-    run_in_process(sweep, ledger, watch)
+    return run_in_process(sweep, ledger, watch)
 
 
-def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> None:
+def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> str | None:
     from ee_ray.environment import prepare_ray
 
     prepare_ray(address)
@@ -182,14 +188,15 @@ def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> N
         heavy = background.submit(import_module, "ee_ray.run")
         with connected(address):
             signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
-            heavy.result().run_on_ray(sweep, ledger, watch)
+            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watch)
+            return stopped
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _finish(sweep: Any, ledger: Any, seconds: float | None = None) -> None:
+def _finish(sweep: Any, ledger: Any, seconds: float | None = None, stopped: str | None = None) -> None:
     """Write the report, print the verdict, and exit 3 if stages failed."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
@@ -197,7 +204,7 @@ def _finish(sweep: Any, ledger: Any, seconds: float | None = None) -> None:
     folder = REPORTS / sweep.spec.name
     summary = write_report(sweep, ledger, folder)
     click.echo(verdict_sentence(summary))
-    click.echo(f"search: {summary['stop_reason']}")
+    click.echo(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
         click.echo(f"took {seconds:.0f} s")
     click.echo(f"report: {folder / 'index.html'}")
@@ -207,8 +214,28 @@ def _finish(sweep: Any, ledger: Any, seconds: float | None = None) -> None:
         for line in evidence.get("log", [])[-5:]:
             click.echo(f"    {line}", err=True)
         click.echo(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local", err=True)
-    if ledger.failures or ledger.decision.outstanding:
+    if ledger.failures or (ledger.decision.outstanding and not stopped):
         sys.exit(FAILED)
+
+
+@_sweep_command
+@click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
+@click.option("--local", is_flag=True, help="Train in this process, without Ray.")
+@_json
+def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bool) -> None:
+    """Train the anchors of SPEC only; say how noisy runs are and how many the asked-for precision takes."""
+    from dataclasses import replace
+
+    from ee_ray.ledger import read_ledger
+    from ee_ray.propose import anchors
+    from ee_ray.report.precision import precision, precision_text
+    from ee_ray.sweep import open_sweep
+
+    sweep = open_sweep(spec, storage)
+    search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
+    _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local)
+    found = precision(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+    click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
 
 
 @_sweep_command

@@ -6,11 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from ee_ray.plan import Point, Trial, build_trial, distinct
+from ee_ray.objective import objective
+from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import Decision, decide
 from ee_ray.spec import SweepSpec
 from ee_ray.store import Store
 
+FOUND = "found.json"
 COLUMNS = [
     "lambda", "seed", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
     "pretrain_key", "posttrain_key", "finetune_key",
@@ -31,6 +33,7 @@ class Ledger:
     failures: dict[str, dict[str, Any]]
     records: dict[str, dict[str, Any]]
     decision: Decision
+    prices: Prices
 
 
 def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -50,15 +53,28 @@ def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str,
     return rows
 
 
-def objective(spec: SweepSpec, rows: list[dict[str, Any]]) -> float | None:
-    """Retained loss at the objective's fine-tuning rate, if that stage is there."""
-    return next((float(row["L_ret"]) for row in rows if row["finetune_lr"] == spec.objective.finetune_lr), None)
-
-
 def failure_of(store: Store, trial: Trial) -> dict[str, dict[str, Any]]:
     """Evidence of the trial's failed stages. A stage that was published since has none."""
     found = {key: store.failure(key) for key in distinct([trial])}
     return {key: evidence for key, evidence in found.items() if evidence}
+
+
+def found_before(spec: SweepSpec, data: Mapping[str, str], store: Store) -> frozenset[str]:
+    """Stages that other sweeps had published when this search began: what it may take for nearly nothing.
+
+    The search notes them once (`note_found`), so that a resumed search sees the same prices; before that, all count.
+    """
+    noted = store.read_sweep(spec.name, FOUND)
+    if noted and noted["search"] == sweep_key(spec, data):
+        return frozenset(noted["stages"])
+    return frozenset(store.published())
+
+
+def note_found(spec: SweepSpec, data: Mapping[str, str], store: Store) -> None:
+    """Write down what the store holds as the search begins; nothing if this search has begun before."""
+    noted, key = store.read_sweep(spec.name, FOUND), sweep_key(spec, data)
+    if not noted or noted["search"] != key:
+        store.write_sweep(spec.name, FOUND, {"search": key, "stages": sorted(store.published())})
 
 
 def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledger:
@@ -72,8 +88,9 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, dict[str, Any]] = {}
     results: dict[Point, float | None] = {}
+    prices = Prices(spec, data, found_before(spec, data, store))
     while True:
-        decision = decide(spec, results)
+        decision = decide(spec, results, prices)
         fresh = [point for point in decision.visited if point not in trials]
         for point in fresh:
             trial = trials[point] = build_trial(spec, data, point)
@@ -84,8 +101,8 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
             failures |= failed
             rows[point] = trial_rows(spec, trial, records)
             if len(rows[point]) == len(trial.finetunes) or any(evidence["diverged"] for evidence in failed.values()):
-                results[point] = objective(spec, rows[point])
+                results[point] = objective(spec.objective, rows[point])
         if not fresh:
             flat = [row for point in trials for row in rows[point]]
             frame = pd.DataFrame(flat, columns=COLUMNS)
-            return Ledger(list(trials.values()), frame, results, failures, records, decision)
+            return Ledger(list(trials.values()), frame, results, failures, records, decision, prices)

@@ -276,5 +276,28 @@ def parameters(config: Mapping[str, Any], vocab_size: int) -> int | None:
 
 
 def sweep_key(spec: SweepSpec, data: Mapping[str, str]) -> str:
-    """What two runs of a sweep must have in common to be the same search: everything but names and execution."""
-    return key_of({"spec": spec.model_dump(mode="json", exclude={"name", "execution", "data"}), "data": data})
+    """What two runs of a sweep must have in common to be the same search: everything but names, execution, and what
+    only says when to stop, for a search that goes on longer is the same as far as both go."""
+    stops = {"max_trials", "max_tokens", "max_hours", "max_gpu_hours", "ci_width"}
+    left_out: Any = {"name": True, "execution": True, "data": True, "search": stops}
+    return key_of({"spec": spec.model_dump(mode="json", exclude=left_out), "data": data})
+
+
+class Prices:
+    """What trials of a sweep would cost, in tokens: `__call__(point, trained)` counts the stages of a point that the
+    points trained before it have not trained, and that are not among `found`, keys that the store held beforehand."""
+
+    def __init__(self, spec: SweepSpec, data: Mapping[str, str], found: frozenset[str]):
+        self._spec, self._data, self._found = spec, data, found
+        self._stages: dict[Point, dict[str, int]] = {}
+
+    def stages(self, point: Point) -> dict[str, int]:
+        """Tokens of each distinct stage of a point, by key."""
+        if point not in self._stages:
+            trial = build_trial(self._spec, self._data, point)
+            self._stages[point] = {key: stage.identity.tokens for key, stage in distinct([trial]).items()}
+        return self._stages[point]
+
+    def __call__(self, point: Point, trained: list[Point]) -> int:
+        had = self._found.union(*(self.stages(other) for other in trained))
+        return sum(tokens for key, tokens in self.stages(point).items() if key not in had)

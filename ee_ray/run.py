@@ -34,8 +34,12 @@ def _job(sweep: Sweep) -> Job:
     return Job(sweep.spec, sweep.data, str(sweep.store.root))
 
 
-def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
-    """Train what is outstanding here, one stage after another: for learning, tests and debugging. CPU or one GPU."""
+def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
+    """Train what is outstanding here, one stage after another: for learning, tests and debugging. CPU or one GPU.
+
+    Returns:
+        why the search stopped.
+    """
     execution = sweep.spec.execution
     if execution.workers > 1:
         raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
@@ -56,23 +60,31 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
 
     job = _job(sweep)
+    search = open_search(job, ledger)
     with watch(board.snapshot):
-        search_in_process(job, open_search(job, ledger), board, work)
+        search_in_process(job, search, board, work)
+    return search.decision.stop
 
 
-def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> None:
-    """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected."""
+def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
+    """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected.
+
+    Returns:
+        why the search stopped.
+    """
     check_model(sweep)
     execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
     folder = sweep.store.sweep(sweep.spec.name) / "ray" / run
-    most = len(sweep.spec.search.anchors) * len(sweep.spec.search.seeds)
+    most = max(len(ledger.decision.outstanding), sweep.spec.search.runs_per_round)
     slots = min(slots_that_fit(execution, ray.cluster_resources()), most)
     name = f"board-{run}"
     board = ray.remote(num_cpus=0)(Board).options(name=name, namespace=NAMESPACE).remote()
     job = _job(sweep)
+    search = open_search(job, ledger)
     with (
         watch(lambda: ray.get(board.snapshot.remote())),
         running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
-        search_on_ray(job, open_search(job, ledger), name, slots + 1, folder / "tune")
+        search_on_ray(job, search, name, slots + 1, folder / "tune")
+    return search.decision.stop

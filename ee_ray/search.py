@@ -26,14 +26,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE
-from ee_ray.ledger import Ledger, objective, trial_rows
+from ee_ray.ledger import Ledger, note_found, trial_rows
+from ee_ray.objective import objective
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import decide
+from ee_ray.propose import Decision, decide
 from ee_ray.spec import SweepSpec
 from ee_ray.store import Store
 
 POLL_SECONDS = 0.25
-METRIC = "L_ret"
+METRIC = "objective"
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class LadderSampler(BaseSampler):
 class LadderSearch(OptunaSearch):  # type: ignore[misc]
     """OptunaSearch that waits for a round to end before it starts the next, and ends the sweep when told to stop."""
 
-    def __init__(
-        self, spec: SweepSpec, results: Mapping[Point, float | None], storage: optuna.storages.BaseStorage, study: str
-    ):
-        self.spec, self.results = spec, dict(results)
+    def __init__(self, spec: SweepSpec, ledger: Ledger, storage: optuna.storages.BaseStorage, study: str):
+        self.spec, self.prices, self.results = spec, ledger.prices, dict(ledger.results)
         self.running: dict[str, Point] = {}
-        self.decision = decide(spec, self.results)
+        self.started = time.monotonic()
+        self.gpu_seconds = sum(gpu_seconds(spec, record) for record in ledger.records.values())
+        self.decision = decide(spec, self.results, self.prices)
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, spec.search.ladder),
             "seed": CategoricalDistribution(spec.search.seeds),
@@ -106,7 +107,18 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         busy = set(self.running.values())
         return [point for point in self.decision.outstanding if point not in busy]
 
+    def overrun(self) -> str | None:
+        """The budget of time that is spent, if one is. Runs that have begun are finished."""
+        limits, hours = self.spec.search, (time.monotonic() - self.started) / 3600
+        if limits.max_hours and hours >= limits.max_hours:
+            return f"max_hours {limits.max_hours:g} of this command are spent"
+        if limits.max_gpu_hours and self.gpu_seconds / 3600 >= limits.max_gpu_hours:
+            return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
+        return None
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if not self.decision.stop and (reason := self.overrun()):
+            self.decision = Decision([], self.decision.visited, reason)
         if self.decision.stop:
             finished: str = Searcher.FINISHED
             return finished
@@ -124,8 +136,15 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         value = (result or {}).get(METRIC, math.nan)
         failed = error or not math.isfinite(value)
         self.results[point] = None if failed else float(value)
+        self.gpu_seconds += (result or {}).get("gpu_seconds", 0.0)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
-        self.decision = decide(self.spec, self.results)
+        self.decision = decide(self.spec, self.results, self.prices)
+
+
+def gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
+    """GPU time of a published stage, seconds: what it trained and evaluated, on the GPUs that the spec gives it."""
+    busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
+    return busy * spec.execution.workers * spec.execution.gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:
@@ -134,7 +153,8 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     folder = Store(job.storage).sweep(job.spec.name)
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-    return LadderSearch(job.spec, ledger.results, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
+    note_found(job.spec, job.data, Store(job.storage))
+    return LadderSearch(job.spec, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 
 
 def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -144,10 +164,11 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
         store.fail(key, {"kind": distinct([trial])[key].kind, **evidence})
     records = {key: record for key in distinct([trial]) if (record := store.record(key))}
     rows = trial_rows(job.spec, trial, records)
-    value = objective(job.spec, rows)
-    row = next((r for r in rows if r["L_ret"] == value), {})
-    losses: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ft", "L_pre") if name in row}
-    return {METRIC: math.nan if value is None else value, **losses, "failed_stages": len(failures)}
+    value = objective(job.spec.objective, rows) if len(rows) == len(trial.finetunes) else None
+    row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
+    told: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ret", "L_ft", "L_pre") if name in row}
+    told |= {"failed_stages": len(failures), "gpu_seconds": sum(gpu_seconds(job.spec, r) for r in records.values())}
+    return {METRIC: math.nan if value is None else value, **told}
 
 
 def _published(store: Store, trial: Trial) -> list[str]:

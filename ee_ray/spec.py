@@ -118,18 +118,24 @@ class Stages(_Strict):
 
 
 class Search(_Strict):
-    """Where to look. `ladder` steps make ladder + 1 levels of lambda; anchors are tried first, with every seed.
+    """Where to look. `ladder` steps make ladder + 1 levels of lambda; anchors are tried first, with the first
+    `anchor_seeds` of the seeds.
 
-    After the anchors, rounds of `levels_per_round` further levels are chosen where the optimum most probably lies,
-    until `max_trials` (level, seed) pairs are trained or the 95% interval of lambda* is no wider than `ci_width`.
-    Rounds are fixed by the spec, not by the machine, so that any number of workers makes the same choices.
+    After the anchors, rounds of `runs_per_round` (level, seed) runs are chosen where they teach most about the best
+    level, until its 95% interval is no wider than `ci_width`, or a budget is spent: `max_trials` runs, `max_tokens`
+    trained, `max_hours` of one command's wall time, `max_gpu_hours`. Rounds are fixed by the spec, not by the machine,
+    so that any number of workers makes the same choices: a cluster asks for as many runs a round as it can train.
     """
 
     ladder: Annotated[int, Field(ge=2, le=256)] = 16
-    anchors: Annotated[list[float], Field(min_length=3)] = [0.0, 0.25, 0.5, 0.75, 1.0]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
-    max_trials: Positive = 30
-    levels_per_round: Positive = 2
+    anchors: Annotated[list[float], Field(min_length=3)] = [0.0, 0.5, 1.0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4, 5, 6, 7]
+    anchor_seeds: Positive = 2
+    runs_per_round: Positive = 2
+    max_trials: Positive = 40
+    max_tokens: Positive | None = None
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
     ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
 
     @field_validator("anchors")
@@ -148,9 +154,9 @@ class Search(_Strict):
             raise ValueError("anchors and seeds must not repeat a value")
         if not {0.0, 1.0} <= set(self.anchors):
             raise ValueError("anchors must hold 0 and 1: the gain over both extremes is part of the answer")
-        if self.max_trials < len(self.anchors) * len(self.seeds):
-            need = len(self.anchors) * len(self.seeds)
-            raise ValueError(f"max_trials {self.max_trials} is less than anchors x seeds = {need}")
+        need = len(self.anchors) * len(self.seeds[: self.anchor_seeds])
+        if self.max_trials < need:
+            raise ValueError(f"max_trials {self.max_trials} is less than anchors x anchor_seeds = {need}")
         return self
 
     @property
@@ -159,10 +165,26 @@ class Search(_Strict):
 
 
 class Objective(_Strict):
-    """Retained loss after fine-tuning at `finetune_lr`. Differences below `practical` nats do not matter to the user."""
+    """What lambda* minimises, in nats. Differences below `practical` do not matter to the user.
 
+    L_ret           retained loss after fine-tuning at `finetune_lr`
+    L_im            immediate loss, before fine-tuning
+    L_ret_matched   retained loss where fine-tuning has come down to `finetune_loss`, between a recipe's own rates
+    weighted        the sum of `weights` times L_ret, L_ft, L_pre and L_im, fine-tuned at `finetune_lr`
+    """
+
+    loss: Literal["L_ret", "L_im", "L_ret_matched", "weighted"] = "L_ret"
     finetune_lr: float
+    finetune_loss: Annotated[float, Field(gt=0)] | None = None
+    weights: dict[Literal["L_ret", "L_ft", "L_pre", "L_im"], float] | None = None
     practical: Annotated[float, Field(gt=0)] = 0.01
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Objective":
+        for loss, name in (("L_ret_matched", "finetune_loss"), ("weighted", "weights")):
+            if (self.loss == loss) != bool(getattr(self, name)):
+                raise ValueError(f"{name} goes with loss: {loss}, and loss: {loss} needs it")
+        return self
 
 
 class Execution(_Strict):

@@ -159,6 +159,11 @@ class Store:
     def write_sweep(self, name: str, file: str, value: Any) -> None:
         _write_json(self.sweep(name) / file, value)
 
+    def read_sweep(self, name: str, file: str) -> Any:
+        """What `write_sweep` wrote, or None."""
+        path = self.sweep(name) / file
+        return json.loads(path.read_text()) if path.exists() else None
+
     def damage(self, key: str) -> list[str]:
         """What is wrong with a published stage: files missing or changed, or a key that its payload does not give."""
         record = self.record(key)

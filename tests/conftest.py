@@ -34,7 +34,7 @@ stages:
   pretrain: {tokens: 8192, global_batch_size: 8, learning_rate: 4e-3}
   posttrain: {tokens: 2048, global_batch_size: 4, learning_rate: 2e-3}
   finetune: {tokens: 2048, global_batch_size: 8, learning_rates: [1e-4, 1e-3]}
-search: {ladder: 4, anchors: [0, 0.5, 1], seeds: [0, 1], max_trials: 8, levels_per_round: 1, ci_width: 0.01}
+search: {ladder: 4, anchors: [0, 0.5, 1], seeds: [0, 1], max_trials: 8, runs_per_round: 2, ci_width: 0.01}
 objective: {finetune_lr: 1e-4, practical: 0.0001}
 """
 

@@ -14,9 +14,9 @@ LAYERS = [
     "data.builtin", "data.order", "data.sources", "data.pack",
     "plan", "store", "board",
     "model", "evaluate", "train", "stage",
-    "frontier", "optimum", "propose", "ledger",
+    "frontier", "objective", "curve", "optimum", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "run",
-    "report.summary", "report.figures", "report.page",
+    "report.summary", "report.precision", "report.figures", "report.page",
     "verify", "progress", "cli",
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ def test_every_command_of_the_readme_is_one(command):
 
 def test_the_example_over_own_files_plans_as_it_stands(own):
     quotation = own.json("plan", "sweeps/own_text.yaml", "--json")
-    assert quotation["search"]["trials"] == 15
+    assert quotation["search"]["trials"] == 9
     assert all(passes < 1 for passes in quotation["epochs"].values())
 
 

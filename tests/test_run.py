@@ -167,6 +167,53 @@ def test_a_stage_that_fails_for_want_of_something_is_tried_again_by_the_next_run
     assert place.summary()["failures"] == {}
 
 
+def test_noise_trains_the_anchors_alone_and_the_run_goes_on_from_them(finished, tmp_path):
+    place = Place(tmp_path)
+    found = place.json("noise", place.write(search__ci_width=0.6), "--local", "--json")
+    assert found["runs"] == 6 and found["seeds"] == 2
+    names = [row["name"] for row in found["noise"]]
+    assert names[0] == "retained loss L_ret, fine-tuned at 0.0001" and "immediate loss L_im" in names
+    assert all(row["noise_sd"] > 0 for row in found["noise"])
+    low, middle, high = found["forecast"]["runs"]
+    assert 6 <= low <= middle <= high <= 10
+    kept = place.numbers()
+    assert len(kept) == 22
+    again = place.ee_ray("noise", "tiny.yaml", "--local")
+    assert "nothing to train" in again.stderr and "it takes" in again.stdout
+    place.ee_ray("run", place.write(), "--local")
+    assert place.numbers() == finished.numbers()
+
+
+def test_a_search_may_be_stopped_by_the_clock_and_the_same_command_goes_on(finished, tmp_path):
+    place = Place(tmp_path)
+    done = place.ee_ray("run", place.write(search__max_hours=1e-9), "--local")
+    assert "max_hours 1e-09 of this command are spent" in done.stdout
+    assert not place.numbers()
+    place.ee_ray("run", place.write(), "--local")
+    assert place.numbers() == finished.numbers()
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        {"loss": "L_im"},
+        {"loss": "weighted", "weights": {"L_ret": 1.0, "L_ft": 0.5}},
+    ],
+    ids=lambda goal: goal["loss"],
+)
+def test_any_of_the_losses_can_be_what_is_sought(copy, goal):
+    copy.ee_ray("run", copy.write(**{f"objective__{name}": value for name, value in goal.items()}), "--local")
+    summary = copy.summary()
+    assert summary["objective"]["loss"] == goal["loss"] and summary["optimum"]
+    assert "retained loss L_ret, fine-tuned at 0.0001" in [other["name"] for other in summary["others"]]
+
+
+def test_a_fine_tuning_loss_that_no_recipe_reaches_is_said(copy):
+    copy.ee_ray("run", copy.write(objective__loss="L_ret_matched", objective__finetune_loss=1.0), "--local")
+    summary = copy.summary()
+    assert summary["optimum"] is None and "reached objective.finetune_loss" in summary["stop_reason"]
+
+
 def running(place: Place, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ee_ray.cli", "run", *map(str, arguments)]
     return subprocess.Popen(command, cwd=place.folder, env=ray_environment(), stderr=subprocess.PIPE, text=True)

@@ -28,9 +28,9 @@ def _figure(x: str, y: str) -> go.Figure:
     return figure
 
 
-def optimum_figure(rows: pd.DataFrame, optimum: Optimum, finetune_lr: float) -> go.Figure:
-    """Retained loss against lambda at the objective's rate: runs, fitted curve with band, lambda* with interval."""
-    figure = _figure("lambda: fraction of D_post mixed into pretraining", f"retained loss L_ret, {NATS}")
+def optimum_figure(table: pd.DataFrame, optimum: Optimum, loss: str) -> go.Figure:
+    """The objective against lambda: runs, fitted curve with band, lambda* with interval. table: lambda, seed, loss."""
+    figure = _figure("lambda: fraction of D_post mixed into pretraining", f"{loss.split(',')[0]}, {NATS}")
     curve, low, high = optimum.curve, *optimum.ci95
     figure.add_vrect(x0=low, x1=high, fillcolor=COLOURS[2], opacity=0.12, line_width=0)
     figure.add_vline(x=optimum.lambda_star, line={"color": COLOURS[2], "dash": "dash"})
@@ -41,19 +41,18 @@ def optimum_figure(rows: pd.DataFrame, optimum: Optimum, finetune_lr: float) -> 
     band = pd.concat([curve[["lambda", "hi"]].set_axis(["x", "y"], axis=1), curve[["lambda", "lo"]].iloc[::-1].set_axis(["x", "y"], axis=1)])  # fmt: skip
     figure.add_scatter(x=band["x"], y=band["y"], fill="toself", fillcolor="rgba(0,114,178,0.15)", line_width=0, hoverinfo="skip", name="95% band")  # fmt: skip
     figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": COLOURS[0]}, name="fitted mean over seeds")  # fmt: skip
-    at = rows[rows["finetune_lr"] == finetune_lr]
-    for number, (seed, runs) in enumerate(at.groupby("seed")):
+    for number, (seed, runs) in enumerate(table.groupby("seed")):
         runs = runs.sort_values("lambda")
         figure.add_scatter(
-            x=runs["lambda"], y=runs["L_ret"], mode="markers", name=f"seed {seed}",
+            x=runs["lambda"], y=runs["loss"], mode="markers", name=f"seed {seed}",
             marker={"size": 9, "symbol": number % 20, "color": COLOURS[1], "line": {"width": 1, "color": "white"}},
-            hovertemplate="lambda %{x}<br>L_ret %{y:.4f}",
+            hovertemplate="lambda %{x}<br>loss %{y:.4f}",
         )  # fmt: skip
     return figure
 
 
 def losses_figure(means: pd.DataFrame) -> go.Figure:
-    """L_im, and L_ret at each fine-tuning rate, against lambda: means over seeds, bars from lowest to highest seed."""
+    """L_im, and L_ret at each fine-tuning rate, against lambda: means over seeds, bars from lowest to highest."""
     figure = _figure("lambda", f"held-out loss on D_post, {NATS}")
     rates = sorted(means["finetune_lr"].unique())
     curves = [("L_im, before fine-tuning", "L_im", means[means["finetune_lr"] == rates[0]])]

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ee_ray.ledger import Ledger
+from ee_ray.objective import describe, observed
 from ee_ray.propose import estimate
 from ee_ray.report import figures
 from ee_ray.report.summary import LOSSES, seed_means, summarize, verdict_sentence
@@ -66,22 +67,38 @@ def _facts(summary: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _answer(sweep: Sweep, ledger: Ledger) -> list[str]:
+def _answer(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
-    optimum, rate = estimate(sweep.spec, known), sweep.spec.objective.finetune_lr
+    optimum, goal = estimate(sweep.spec, known), sweep.spec.objective
     if optimum is None or ledger.rows.empty:
         return []
     means = seed_means(ledger.rows)
     return [
-        f"<h2>Retained loss against lambda, fine-tuned at {rate:g}</h2>",
-        _div(figures.optimum_figure(ledger.rows, optimum, rate), "optimum"),
+        f"<h2>Where it is least: {escape(describe(goal))}</h2>",
+        _div(figures.optimum_figure(observed(goal, ledger.rows), optimum, describe(goal)), "optimum"),
         "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",
+        *_other_answers(summary),
         "<h2>Immediate and retained loss at every fine-tuning rate</h2>",
         _div(figures.losses_figure(means), "losses"),
         "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
         _div(figures.frontier_figure(means), "frontier"),
-        "<p class='note'>Points are means over seeds; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",
+        "<p class='note'>Points are means over seeds, each seed's offset taken out; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",
     ]
+
+
+def _other_answers(summary: dict[str, Any]) -> list[str]:
+    """The best lambda by the other losses of the same runs."""
+    rows = [
+        [o["name"], f"{o['lambda']:.2f}", f"{o['ci95'][0]:.2f} to {o['ci95'][1]:.2f}", o["verdict"].replace("_", " at "),
+         _gain(o["gain_over_0"]), _gain(o["gain_over_1"]), f"{o['noise_sd']:.4f}", o["recipes"]]
+        for o in summary["others"]
+    ]  # fmt: skip
+    head = ["loss", "lambda*", "95% interval", "verdict", "below all-post-training", "below all-pretraining", "sd of a run", "recipes"]  # fmt: skip
+    return ["<h2>The same runs, asked otherwise</h2>", _table(head, rows)] if rows else []
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    return f"{gain['value']:.3f} [{gain['ci95'][0]:.3f}, {gain['ci95'][1]:.3f}]"
 
 
 def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
@@ -118,7 +135,7 @@ def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> dict[str, Any]:
         f"<h1>{escape(sweep.spec.name)}: how to split D_post between pretraining and post-training</h1>",
         f'<div class="verdict" id="verdict">{escape(verdict_sentence(summary))}</div>',
         f'<p class="facts">{escape(_facts(summary))}</p>',
-        *_answer(sweep, ledger),
+        *_answer(sweep, ledger, summary),
         *_run(sweep, ledger, summary),
     ]
     title = f"<title>{escape(sweep.spec.name)} - ee_ray</title>"

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ee_ray.frontier import frontiers
 from ee_ray.ledger import COLUMNS, Ledger
+from ee_ray.objective import describe, observed, others
 from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
-from ee_ray.propose import estimate
+from ee_ray.propose import estimate, estimate_of
 from ee_ray.quote import epochs
 from ee_ray.sweep import Sweep
 
@@ -17,17 +19,32 @@ PROJECTIONS = (("L_ft", "L_ret"), ("L_ret", "L_pre"))  # paper, section 4.3
 
 
 def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean losses of each (lambda, finetune_lr) over seeds, with their number and L_ret's spread (min, max).
+    """Mean losses of each (lambda, finetune_lr) over seeds, with the number of seeds and the spread (min, max) of the
+    losses on D_post. Seeds are paired: each one's offset is taken out first, since levels may differ in their seeds.
 
     Frontiers are drawn through these and not through single runs: the best of several noisy runs is better than
     its recipe (the winner's curse).
     """
-    groups = rows.groupby(["lambda", "finetune_lr"])
+    even = rows.assign(**{loss: _without_offsets(rows, loss) for loss in LOSSES})
+    groups = even.groupby(["lambda", "finetune_lr"])
     means = groups[LOSSES].mean()
     means["seeds"] = groups.size()
     for loss in ("L_im", "L_ret"):
         means[f"{loss}_min"], means[f"{loss}_max"] = groups[loss].min(), groups[loss].max()
     return means.reset_index()
+
+
+def _without_offsets(rows: pd.DataFrame, loss: str) -> "pd.Series[float]":
+    """Losses less their seed's offset at that fine-tuning rate: least squares of loss ~ lambda + seed, in which the
+    offsets of the seeds sum to zero."""
+    even = rows[loss].astype(float).copy()
+    for _, part in rows.groupby("finetune_lr"):
+        seeds = pd.get_dummies(part["seed"]).to_numpy(float)
+        levels = pd.get_dummies(part["lambda"]).to_numpy(float)
+        centred = seeds[:, :-1] - seeds[:, -1:]
+        found, *_ = np.linalg.lstsq(np.hstack([levels, centred]), part[loss].to_numpy(float), rcond=None)
+        even[part.index] -= centred @ found[levels.shape[1] :]
+    return even
 
 
 def _estimate(value: Estimate) -> dict[str, Any]:
@@ -47,6 +64,18 @@ def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
         "noise_sd": round(optimum.noise_sd, 5),
         "seed_sd": round(optimum.seed_sd, 5) if optimum.seeds > 1 else None,
     }
+
+
+def other_optima(sweep: Sweep, ledger: Ledger) -> list[dict[str, Any]]:
+    """Optima of the other losses that the same runs measured, each with its number of recipes."""
+    rates, found = sweep.spec.stages.finetune.learning_rates, []
+    for goal in others(sweep.spec.objective, rates, ledger.rows):
+        table = observed(goal, ledger.rows)
+        if answer := _optimum(estimate_of(sweep.spec, table)):
+            found.append(
+                {"name": describe(goal), **goal.model_dump(exclude_none=True), "recipes": len(table), **answer}
+            )
+    return found
 
 
 def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
@@ -95,13 +124,15 @@ def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     """summary.json, schema 1. `stages.reused` counts published stages that another sweep trained."""
     known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
     records = ledger.records.values()
+    goal = sweep.spec.objective
     rows = ledger.rows.astype(object).where(ledger.rows.notna(), None)
     return {
         "schema": 1,
         "sweep": sweep.spec.name,
         "setting": sweep.spec.setting,
-        "objective": {"loss": "L_ret", **sweep.spec.objective.model_dump()},
+        "objective": {"name": describe(goal), **goal.model_dump()},
         "optimum": _optimum(estimate(sweep.spec, known)),
+        "others": other_optima(sweep, ledger),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),
         "stages": {
@@ -129,12 +160,14 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         f"{optimum[name]['value']:.3f} [{optimum[name]['ci95'][0]:.3f}, {optimum[name]['ci95'][1]:.3f}]"
         for name in ("gain_over_0", "gain_over_1")
     )
-    gains = f"retained loss is {over_0} nats below all-post-training and {over_1} below all-pretraining"
+    loss = {"L_ret": "retained loss", "L_im": "immediate loss", "weighted": "the weighted loss"}
+    name = loss.get(summary["objective"]["loss"], "retained loss at matched fine-tuning loss")
+    gains = f"{name} is {over_0} nats below all-post-training and {over_1} below all-pretraining"
     practical = summary["objective"]["practical"]
     return {
         "interior": f"Interior optimum: {place}; {gains}.",
         "boundary_0": f"Keep all of it for post-training: the best lambda is 0; {place}.",
         "boundary_1": f"Put all of it into pretraining: the best lambda is 1; {place}.",
-        "flat": f"The split does not matter: retained loss differs by less than {practical:g} nats over lambda.",
+        "flat": f"The split does not matter: {name} differs by less than {practical:g} nats over lambda.",
         "undetermined": f"Undetermined: the data allow {place}; {gains}. More seeds or levels are needed.",
     }[optimum["verdict"]]

@@ -1,0 +1,133 @@
+"""What the next runs would teach, per token: the expected information about the best level, by simulation.
+
+For each candidate run the posterior's own curves say which loss it might return and how that loss would change their
+weights. What is gained is the expected fall in entropy of three answers: which level of the ladder is best, and whether
+the best level beats lambda = 0 and lambda = 1. Dividing by the tokens that must truly be trained makes a run whose
+pretraining is already there cheap, as it is.
+
+A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once. That
+the same (level, seed) cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
+
+Source: Hennig and Schuler, Entropy Search for Information-Efficient Global Optimization, JMLR 13, 2012; the particles
+of the posterior stand in for its approximations.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from ee_ray.curve import NOISES, SAME_LEVEL, Array, Curve, noise_covariance
+
+PARTICLES = 500  # curves that are weighed
+FANTASIES = 32  # losses that each candidate might return
+SAME_GAIN = 9  # decimals of nats of information: closer candidates are equal, and the first of them is taken
+
+Run = tuple[int, int]  # level of the ladder, seed
+
+
+@dataclass
+class _History:
+    """What one seed has shown: its levels, and its losses in every fantasy (FANTASIES, h)."""
+
+    levels: list[int] = field(default_factory=list)
+    losses: list[Array] = field(default_factory=list)
+
+
+class _Imagined:
+    """FANTASIES futures, each of them with weights over PARTICLES curves; runs that are chosen become part of it."""
+
+    def __init__(self, curve: Curve, ladder: Array):
+        pick = np.linspace(0, len(curve.draws) - 1, PARTICLES).astype(int)
+        at = curve.at(ladder)
+        self.curves = curve.draws[pick][:, at]
+        self.sigma, self.kind = curve.sigma[pick], curve.kind[pick]
+        self.noise = np.stack([noise_covariance(kind, ladder) for kind in range(len(NOISES))])
+        self.truth = np.linspace(0, PARTICLES - 1, FANTASIES).astype(int)
+        self.log_weight = np.zeros((FANTASIES, PARTICLES))
+        beaten = self.curves[:, [0, -1]] > self.curves[:, [int(curve.mean[at].argmin())]]
+        answers = [np.eye(len(ladder))[self.curves.argmin(axis=1)], beaten, ~beaten]
+        self.answers = np.concatenate(answers, axis=1).astype(float)
+        self.histories: dict[int, _History] = {}
+        rung = np.searchsorted(ladder.round(SAME_LEVEL), curve.seen["lambda"])
+        for seed, level, loss in zip(curve.seen["seed"], rung, curve.seen["loss"], strict=True):
+            history = self.histories.setdefault(int(seed), _History())
+            history.levels.append(int(level))
+            history.losses.append(np.full(FANTASIES, loss))
+
+    def kriged(self, levels: list[int], level: int) -> tuple[Array, Array]:
+        """By kind of noise: weights (N, h) of a seed's residuals in the prediction of its next one, which sum to one
+        since the offset is unknown, and the variance (N,) of that prediction for sigma = 1."""
+        covariance = self.noise[:, levels][:, :, levels]
+        precision, cross = np.linalg.inv(covariance), self.noise[:, levels, level]
+        weights = np.einsum("nij,nj->ni", precision, cross)
+        ones = precision.sum(axis=1)
+        short, total = 1 - weights.sum(axis=1), ones.sum(axis=1)
+        variance = self.noise[:, level, level] - (cross * weights).sum(axis=1) + short**2 / total
+        return weights + ones * (short / total)[:, None], variance
+
+    def imagine(self, run: Run, log_weight: Array, history: _History) -> tuple[Array, _History]:
+        """Weights after `run`, and its seed's history with the loss that each fantasy gives it."""
+        level, z = run[0], np.random.default_rng([*run]).standard_normal(FANTASIES)
+        if history.levels:
+            weights, variance = self.kriged(history.levels, level)
+            of = weights[self.kind]  # (PARTICLES, h)
+            expected = self.curves[:, level] - (of * self.curves[:, history.levels]).sum(axis=1)
+            mean = np.stack(history.losses, axis=1) @ of.T + expected
+            sd = self.sigma * np.sqrt(variance)[self.kind]
+            told = mean[np.arange(FANTASIES), self.truth] + sd[self.truth] * z
+            log_weight = log_weight - 0.5 * ((told[:, None] - mean) / sd) ** 2 - np.log(sd)
+        else:
+            told = self.curves[self.truth, level] + self.sigma[self.truth] * z
+        return log_weight, _History([*history.levels, level], [*history.losses, told])
+
+    def after(self, runs: Iterable[Run]) -> tuple[Array, dict[int, _History]]:
+        log_weight, histories = self.log_weight, dict(self.histories)
+        for run in runs:
+            log_weight, histories[run[1]] = self.imagine(run, log_weight, histories.get(run[1], _History()))
+        return log_weight, histories
+
+    def doubt(self, log_weight: Array) -> float:
+        """Expected entropy of the three answers, nats."""
+        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+        weight /= weight.sum(axis=1, keepdims=True)
+        chances = weight @ self.answers
+        return float(-(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=1).mean())
+
+
+def choose(
+    curve: Curve, ladder: Array, open_runs: Sequence[Run], count: int, cost: Callable[[Run], float]
+) -> list[Run]:
+    """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
+    each choice knows of those before it, not of their losses.
+
+    ladder: the levels of lambda, ascending.  open_runs: (level of the ladder, seed) that may still be trained.  cost: tokens that a run must train, above 0.
+    """
+    imagined = _Imagined(curve, ladder)
+    chosen: list[Run] = []
+    left = sorted(open_runs, key=lambda run: (run[1], run[0]))
+    while len(chosen) < count and left:
+        doubt = imagined.doubt(imagined.log_weight)
+        candidates = list(_candidates(left, imagined.histories))
+        gains = [(doubt - imagined.doubt(imagined.after(runs)[0])) / sum(map(cost, runs)) for runs in candidates]
+        taken = candidates[int(np.argmax(_rounded(gains)))]
+        imagined.log_weight, imagined.histories = imagined.after(taken)
+        chosen += taken
+        left = [run for run in left if run not in taken]
+    return chosen
+
+
+def _rounded(gains: Sequence[float]) -> Array:
+    """Gains relative to the largest, so that rounding in the last bits decides nothing."""
+    return np.round(np.asarray(gains) / max(max(map(abs, gains)), 1e-300), SAME_GAIN)
+
+
+def _candidates(left: Sequence[Run], histories: Mapping[int, _History]) -> Iterable[tuple[Run, ...]]:
+    """Single runs of seeds that have begun, and pairs of runs of the first that has not."""
+    fresh = [seed for seed in dict.fromkeys(seed for _, seed in left) if seed not in histories]
+    for run in left:
+        if run[1] in histories:
+            yield (run,)
+    if fresh:
+        yield from combinations([run for run in left if run[1] == fresh[0]], 2)

@@ -1,0 +1,97 @@
+"""How many more runs the asked-for precision will take, judged from the runs so far: the search itself, played forward.
+
+Each future takes one curve of the posterior for the truth, with its noise, and lets the search go on against it until it
+has enough. So the forecast knows all that the search will do (levels, new seeds, when it stops), and as little as the
+runs so far have shown: after few of them the futures differ widely, and that is the answer.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ee_ray.curve import Array, Curve, noise_covariance
+from ee_ray.plan import Point, Prices
+from ee_ray.propose import enough, estimate, fitted, next_round
+from ee_ray.spec import SweepSpec
+
+FUTURES = 12
+RUNS_PER_ROUND = 4  # coarser than the search's own rounds may be: a forecast need not be exact to a run
+MOST_RUNS = 64
+
+
+@dataclass(frozen=True)
+class Future:
+    """How one future ended: runs, tokens and seeds in all, runs so far included; the width of the last interval, its
+    verdict, and whether that was enough before MOST_RUNS or the last level and seed were reached."""
+
+    runs: int
+    tokens: int
+    seeds: int
+    width: float
+    verdict: str
+    enough: bool
+
+
+class _World:
+    """The losses that runs would have if one draw of the posterior were the truth."""
+
+    def __init__(self, curve: Curve, ladder: Array, number: int):
+        draw = int(np.linspace(0, len(curve.draws) - 1, FUTURES).astype(int)[number])
+        self.truth, self.sigma = curve.draws[draw, curve.at(ladder)], float(curve.sigma[draw])
+        self.covariance = noise_covariance(int(curve.kind[draw]), ladder)
+        self.number, self.seen = number, curve.seen
+        self.rung = np.searchsorted(ladder, curve.seen["lambda"])
+        self.offsets: dict[int, Array] = {}
+
+    def loss(self, point: Point) -> float:
+        if point.seed not in self.offsets:
+            self.offsets[point.seed] = self._seed(point.seed)
+        return float(self.truth[point.level] + self.offsets[point.seed][point.level])
+
+    def _seed(self, seed: int) -> Array:
+        """A seed's offset plus noise at every level, given what it has shown."""
+        rng, mine = np.random.default_rng([self.number, seed]), (self.seen["seed"] == seed).to_numpy()
+        normal, size = rng.standard_normal(len(self.truth) + 1), len(self.truth)
+        at = self.rung[mine]
+        if not len(at):
+            return np.asarray(self.sigma * np.linalg.cholesky(self.covariance) @ normal[:-1])
+        residual = self.seen["loss"].to_numpy(float)[mine] - self.truth[at]
+        precision = np.linalg.inv(self.covariance[np.ix_(at, at)])
+        offset = (
+            precision.sum(axis=0) @ residual + self.sigma * np.sqrt(precision.sum()) * normal[-1]
+        ) / precision.sum()
+        gain = self.covariance[:, at] @ precision
+        left = self.covariance - gain @ self.covariance[at] + 1e-9 * np.eye(size)
+        return np.asarray(offset + gain @ (residual - offset) + self.sigma * np.linalg.cholesky(left) @ normal[:-1])
+
+
+def forecast(spec: SweepSpec, results: Mapping[Point, float | None], prices: Prices) -> Iterator[Future]:
+    """FUTURES of a sweep, one after another, from results that span three levels or more."""
+    steps = spec.search.ladder
+    wide = spec.model_copy(update={"search": spec.search.model_copy(update={"runs_per_round": RUNS_PER_ROUND})})
+    curve = fitted(spec, tuple(results.items()))
+    assert curve is not None
+    for number in range(FUTURES):
+        world = _World(curve, np.arange(steps + 1) / steps, number)
+        yield _play(wide, dict(results), prices, world)
+
+
+def _play(spec: SweepSpec, known: dict[Point, float | None], prices: Prices, world: _World) -> Future:
+    while True:
+        optimum = estimate(spec, known)
+        assert optimum is not None
+        done = enough(spec, optimum) is not None
+        batch = [] if done or len(known) >= MOST_RUNS else next_round(spec, tuple(known.items()), prices)
+        if not batch:
+            break
+        known |= {point: world.loss(point) for point in batch}
+    points = list(known)
+    return Future(
+        runs=len(points),
+        tokens=sum(prices(point, points[:i]) for i, point in enumerate(points)),
+        seeds=len({point.seed for point in points}),
+        width=optimum.ci95[1] - optimum.ci95[0],
+        verdict=optimum.verdict,
+        enough=done,
+    )

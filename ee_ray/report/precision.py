@@ -1,0 +1,67 @@
+"""What a sweep's runs say about their own noise, and what the asked-for precision will take."""
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from ee_ray.errors import UserError
+from ee_ray.forecast import FUTURES, MOST_RUNS, forecast
+from ee_ray.ledger import Ledger
+from ee_ray.objective import describe
+from ee_ray.propose import estimate
+from ee_ray.report.summary import other_optima
+from ee_ray.sweep import Sweep
+
+
+def precision(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
+    """Noise of every loss, and a forecast for the objective. JSON, schema 1.
+
+    Raises:
+        UserError: the runs so far span fewer than three levels of lambda.
+    """
+    optimum, search = estimate(sweep.spec, ledger.results), sweep.spec.search
+    if optimum is None:
+        raise UserError(f"{sweep.path}: fewer than three levels of lambda have a result: nothing to judge noise by")
+    console = Console(stderr=True)
+    coming = forecast(sweep.spec, ledger.results, ledger.prices)
+    futures = list(track(coming, "forecast", FUTURES, console=console, transient=True, disable=not console.is_terminal))
+    done = [future for future in futures if future.enough]
+    spread = {
+        name: np.quantile([getattr(future, name) for future in futures], [0.1, 0.5, 0.9], method="nearest").tolist()
+        for name in ("runs", "tokens", "seeds")
+    }
+    own = {"name": describe(sweep.spec.objective), "noise_sd": optimum.noise_sd, "seed_sd": optimum.seed_sd}
+    others = [{name: other[name] for name in ("name", "noise_sd", "seed_sd")} for other in other_optima(sweep, ledger)]
+    return {
+        "schema": 1,
+        "sweep": sweep.spec.name,
+        "runs": optimum.observations,
+        "seeds": optimum.seeds,
+        "noise": [own | {"seed_sd": None if np.isnan(optimum.seed_sd) else optimum.seed_sd}, *others],
+        "asked": {"ci_width": search.ci_width, "max_trials": search.max_trials},
+        "forecast": {
+            **spread,
+            "futures": FUTURES,
+            "reach_it": len(done),
+            "within_max_trials": sum(future.runs <= search.max_trials for future in done),
+        },
+    }
+
+
+def precision_text(found: dict[str, Any]) -> str:
+    forecast, asked = found["forecast"], found["asked"]
+    lines = [f"{found['sweep']}: {found['runs']} runs of {found['seeds']} seeds", ""]
+    lines.append(f"{'loss (nats)':<52}{'sd of a run':>12}{'between seeds':>15}")
+    for row in found["noise"]:
+        between = "unknown" if row["seed_sd"] is None else f"{row['seed_sd']:.4f}"
+        lines.append(f"{row['name']:<52}{row['noise_sd']:>12.4f}{between:>15}")
+    (low, runs, high), (_, tokens, _), (_, seeds, _) = (forecast[name] for name in ("runs", "tokens", "seeds"))
+    lines += [
+        "",
+        f"asked for       an interval of lambda* at most {asked['ci_width']:g} wide, or a curve known to be flat",
+        f"it takes        about {runs} runs of {seeds} seeds, {tokens:,} tokens; {low} to {high} runs in 8 of 10 futures",
+        f"reached in      {forecast['reach_it']} of {forecast['futures']} futures within {MOST_RUNS} runs and the seeds given, {forecast['within_max_trials']} within max_trials {asked['max_trials']}",
+    ]  # fmt: skip
+    return "\n".join(lines)

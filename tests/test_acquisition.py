@@ -1,0 +1,85 @@
+"""The next runs go where they teach most for each token."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ee_ray.acquisition import choose
+from ee_ray.curve import Curve, fit
+from ee_ray.optimum import summarise
+
+LADDER = np.linspace(0, 1, 17)
+PRACTICAL = 0.01
+ANCHORS = list(product((0, 8, 16), (0, 1)))
+EVERY = list(product(range(17), range(4)))
+
+
+def loss(level: int, seed: int, depth: float = 0.3) -> float:
+    noise = np.random.default_rng([seed, level]).normal(0, 0.006)
+    return depth * (LADDER[level] - 0.35) ** 2 + 0.05 * seed + noise
+
+
+def seen(runs: list[tuple[int, int]]) -> Curve:
+    rows = [(LADDER[level], seed, loss(level, seed)) for level, seed in runs]
+    return fit(pd.DataFrame(rows, columns=["lambda", "seed", "loss"]), LADDER, PRACTICAL)
+
+
+def left(runs: list[tuple[int, int]], seeds: int = 4) -> list[tuple[int, int]]:
+    return [run for run in EVERY if run not in runs and run[1] < seeds]
+
+
+def even(run: tuple[int, int]) -> float:
+    return 1.0
+
+
+def test_choices_are_open_runs_and_each_is_made_once():
+    chosen = choose(seen(ANCHORS), LADDER, left(ANCHORS), 6, even)
+    assert len(set(chosen)) == len(chosen) >= 6
+    assert set(chosen) <= set(left(ANCHORS))
+
+
+def test_the_order_in_which_open_runs_are_listed_changes_nothing():
+    curve = seen(ANCHORS)
+    assert choose(curve, LADDER, left(ANCHORS)[::-1], 3, even) == choose(curve, LADDER, left(ANCHORS), 3, even)
+
+
+def test_a_new_seed_enters_with_two_levels_for_its_first_alone_teaches_nothing():
+    fresh = [run for run in EVERY if run[1] == 3]
+    chosen = choose(seen(ANCHORS), LADDER, fresh, 1, even)
+    assert len(chosen) == 2 and len({level for level, _ in chosen}) == 2
+
+
+def test_when_all_is_tried_nothing_is_chosen():
+    assert choose(seen(ANCHORS), LADDER, [], 2, even) == []
+
+
+def test_a_run_that_costs_next_to_nothing_comes_first():
+    chosen = choose(seen(ANCHORS), LADDER, left(ANCHORS), 1, lambda run: 0.02 if run == (3, 1) else 1.0)
+    assert chosen == [(3, 1)]
+
+
+def test_a_run_that_costs_a_hundred_times_as_much_is_left():
+    curve = seen(ANCHORS)
+    first = choose(curve, LADDER, left(ANCHORS), 1, even)[0]
+    assert first not in choose(curve, LADDER, left(ANCHORS), 4, lambda run: 100.0 if run == first else 1.0)
+
+
+def test_the_search_closes_in_on_the_optimum_with_half_the_runs_of_a_full_grid():
+    """51 runs: 17 levels by three seeds. Interval of at most 0.2, and the optimum in it."""
+    runs = list(ANCHORS)
+    while len(runs) < 24:
+        runs += choose(seen(runs), LADDER, left(runs), 3, even)
+    optimum = summarise(seen(runs), LADDER, PRACTICAL)
+    grid = summarise(seen(list(product(range(17), range(3)))), LADDER, PRACTICAL)
+    assert optimum.verdict == "interior"
+    assert optimum.ci95[0] <= 0.35 <= optimum.ci95[1]
+    assert optimum.ci95[1] - optimum.ci95[0] <= grid.ci95[1] - grid.ci95[0] + 0.05
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_single_seed_is_searched_too(seeds):
+    runs = list(product((0, 8, 16), range(seeds)))
+    chosen = choose(seen(runs), LADDER, left(runs, seeds), 2, even)
+    assert len(chosen) == 2

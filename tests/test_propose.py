@@ -1,0 +1,142 @@
+"""The search is a function of its results: resumed, reordered or cut short, it makes the same choices."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from conftest import tiny
+
+from ee_ray.forecast import FUTURES, forecast
+from ee_ray.plan import Point, Prices
+from ee_ray.propose import anchors, decide, estimate
+from ee_ray.spec import SweepSpec
+
+DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
+
+
+def spec(**search: object) -> SweepSpec:
+    asked = {"ladder": 16, "anchors": [0, 0.5, 1], "seeds": [0, 1, 2, 3], "max_trials": 14, "ci_width": 0.01} | search
+    return SweepSpec.model_validate(
+        tiny(**{f"search__{name}": value for name, value in asked.items()}, stages__posttrain__tokens=2048)
+    )
+
+
+def prices(of: SweepSpec, found: frozenset[str] = frozenset()) -> Prices:
+    return Prices(of, DATA, found)
+
+
+def loss(point: Point) -> float:
+    noise = np.random.default_rng([point.seed, point.level]).normal(0, 0.002)
+    return 2 + 0.3 * (point.level / 16 - 0.4) ** 2 + 0.03 * point.seed + noise
+
+
+def played(of: SweepSpec, results: dict | None = None, lose: tuple[Point, ...] = ()) -> tuple[dict, str]:
+    """Train what is asked for until the search stops; points in `lose` fail."""
+    results = dict(results or {})
+    while not (decision := decide(of, results, prices(of))).stop:
+        results |= {point: None if point in lose else loss(point) for point in decision.outstanding}
+    return results, decision.stop
+
+
+def test_the_anchors_come_first_with_the_first_seeds():
+    decision = decide(spec(), {}, prices(spec()))
+    assert decision.outstanding == [Point(level, seed) for seed in (0, 1) for level in (0, 8, 16)]
+    assert anchors(spec(anchor_seeds=9)) == [Point(level, seed) for seed in range(4) for level in (0, 8, 16)]
+
+
+def test_results_that_come_in_any_order_lead_to_the_same_search():
+    results, _ = played(spec())
+    shuffled = {
+        point: results[point] for point in np.random.default_rng(0).permutation(np.array(list(results), object))
+    }
+    assert decide(spec(), shuffled, prices(spec())) == decide(spec(), results, prices(spec()))
+
+
+@pytest.mark.parametrize("known", [3, 6, 9, 12])
+def test_a_search_resumed_anywhere_ends_as_if_it_had_never_stopped(known):
+    results, stop = played(spec())
+    cut = dict(list(results.items())[:known])
+    assert played(spec(), cut) == (results, stop)
+
+
+def test_a_longer_search_goes_on_from_a_shorter_one():
+    shorter, _ = played(spec(max_trials=10))
+    longer, _ = played(spec(max_trials=14))
+    assert list(longer.items())[: len(shorter)] == list(shorter.items())
+
+
+def test_a_run_that_failed_is_not_asked_for_again_and_the_search_goes_on():
+    lost = (Point(8, 0), Point(16, 1))
+    results, stop = played(spec(), lose=lost)
+    assert all(results[point] is None for point in lost)
+    assert len(results) > 6 and "max_trials" in stop
+
+
+def test_a_search_that_cannot_learn_enough_says_so():
+    results, stop = played(spec(), lose=tuple(Point(level, seed) for level, seed in product(range(17), range(4))))
+    assert len(results) == 6 and "fewer than three levels" in stop
+
+
+def test_the_search_stops_when_the_interval_is_as_narrow_as_asked():
+    results, stop = played(spec(ci_width=0.5, max_trials=40))
+    assert "at most 0.5 was asked for" in stop and len(results) < 20
+    low, high = estimate(spec(), results).ci95
+    assert high - low <= 0.5
+
+
+def test_budgets_of_runs_and_of_tokens_hold_and_are_named():
+    one = prices(spec())(Point(0, 0), [])
+    results, stop = played(spec(max_tokens=9 * one))
+    assert len(results) in (8, 9) and f"max_tokens {9 * one:,}" in stop
+    results, stop = played(spec(max_trials=11))
+    assert len(results) in (10, 11) and "max_trials 11" in stop
+
+
+def test_no_budget_is_spent_on_half_of_a_pair():
+    for most in range(6, 15):
+        results, _ = played(spec(max_trials=most))
+        seeds = [point.seed for point in results]
+        assert min(seeds.count(seed) for seed in set(seeds)) >= 2
+
+
+def test_prices_count_what_is_not_trained_yet():
+    of = spec()
+    point = Point(4, 0)
+    whole = prices(of)(point, [])
+    assert prices(of)(point, [point]) == 0
+    assert prices(of)(Point(4, 1), [point]) == whole
+    pretrain = next(iter(prices(of).stages(point)))
+    assert prices(of, frozenset([pretrain]))(point, []) == whole - prices(of).stages(point)[pretrain]
+
+
+def test_levels_whose_pretraining_another_sweep_has_left_are_taken_first():
+    """They cost a fraction of the others and so teach more for each token."""
+    of = spec(runs_per_round=1)
+    results = {point: loss(point) for point in anchors(of)}
+    cheap = [Point(level, seed) for level in (2, 11) for seed in (0, 1)]
+    found = frozenset(next(iter(prices(of).stages(point))) for point in cheap)
+    assert set(decide(of, results, prices(of, found)).outstanding) <= set(cheap)
+
+
+def test_a_forecast_plays_the_search_forward():
+    of = spec(ci_width=0.4, max_trials=40)
+    results = {point: loss(point) for point in anchors(of)}
+    futures = list(forecast(of, results, prices(of)))
+    assert len(futures) == FUTURES and futures == list(forecast(of, results, prices(of)))
+    one = prices(of)(Point(0, 0), [])
+    for future in futures:
+        assert future.runs >= len(results) and future.tokens == future.runs * one
+        assert not future.enough or future.width <= 0.4 or future.verdict == "flat"
+    assert sum(future.enough for future in futures) >= FUTURES - 2
+
+
+def test_a_forecast_asks_for_more_runs_where_runs_are_noisier(monkeypatch):
+    monkeypatch.setattr("ee_ray.forecast.MOST_RUNS", 18)
+
+    def needed(noise: float) -> float:
+        rng = np.random.default_rng(5)
+        of = spec(ci_width=0.5, max_trials=40)
+        results = {p: loss(p) + rng.normal(0, noise) for p in anchors(of)}
+        return float(np.median([future.runs for future in forecast(of, results, prices(of))]))
+
+    assert needed(0.03) > needed(0.0)
