@@ -238,6 +238,40 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
 
 
+@main.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...")
+@click.option("--tokens", type=click.IntRange(min=1), required=True, help="Tokens of D_post to predict for.")
+@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_json
+def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -> None:
+    """Predict the best lambda at another size of D_post, from finished sweeps at two sizes or more."""
+    from dataclasses import asdict
+
+    from ee_ray.ledger import read_ledger
+    from ee_ray.propose import estimate
+    from ee_ray.sweep import open_sweep
+    from ee_ray.transfer import predict
+
+    sweeps = [open_sweep(spec, storage) for spec in specs]
+    optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
+    if missing := [s.path for s, optimum in zip(sweeps, optima, strict=True) if optimum is None]:
+        raise UserError(f"{path}: no result at three levels of lambda yet: ee-ray run {path}" for path in missing)
+    sizes = [sweep.spec.stages.posttrain.tokens for sweep in sweeps]
+    if len(set(sizes)) < 2:
+        raise UserError(f"all of these sweeps have {sizes[0]:,} tokens of D_post: two sizes or more are needed")
+    found = predict(sizes, [optimum.p_argmin for optimum in optima if optimum], tokens)
+    if as_json:
+        seen = [{"sweep": s.spec.name, "tokens": n, "lambda": o.lambda_star, "ci95": o.ci95, "verdict": o.verdict} for s, n, o in zip(sweeps, sizes, optima, strict=True) if o]  # fmt: skip
+        click.echo(json.dumps({"schema": 1, "sweeps": seen, "prediction": asdict(found)}, indent=1))
+        return
+    for sweep, size, optimum in zip(sweeps, sizes, optima, strict=True):
+        assert optimum
+        low, high = optimum.ci95
+        click.echo(f"{sweep.spec.name:<30}{size:>16,} tokens   lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}")  # fmt: skip
+    click.echo(f"{'predicted':<30}{tokens:>16,} tokens   lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
+    click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of D_post")  # fmt: skip
+
+
 @_sweep_command
 @click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends.")
 @_json

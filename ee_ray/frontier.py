@@ -1,30 +1,23 @@
-"""Frontiers of points in two losses, both to be low: the Pareto set, the lower-left convex hull that papers draw, and
-how much lower one method's frontier lies than another's.
+"""Frontiers of points in two losses, both to be low: the Pareto set, and the lower-left convex hull that papers draw.
 
 Section 4.3 of the paper speaks of the Pareto set; the lines of its Figures 2 and 4 are the hull (read from them).
 Every hull vertex is Pareto-optimal; the converse does not hold.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 Points = NDArray[np.float64]
 Values = NDArray[np.float64]
 Rows = NDArray[np.intp]
-Pair = tuple[Points, Points]  # one seed's points: of the method, of the baseline
 Kind = Literal["hull", "pareto"]
 
-GRID = 101  # values of x at which two frontiers are compared
-SUBSAMPLES = 200  # of the trials of one seed
-RESAMPLES = 2000  # of the seeds
 
-
-def _checked(points: Points) -> Points:
+def checked(points: Points) -> Points:
+    """The points as floats. Raises ValueError: the shape is not (n, 2), or a value is not finite."""
     points = np.asarray(points, float)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must have shape (n, 2), got {points.shape}")
@@ -41,7 +34,7 @@ def pareto(points: Points) -> Rows:
     Raises:
         ValueError: the shape is not (n, 2), or a value is not finite.
     """
-    points = _checked(points)
+    points = checked(points)
     order = np.lexsort((np.arange(len(points)), points[:, 1], points[:, 0]))
     if not len(order):
         return order
@@ -57,7 +50,7 @@ def hull(points: Points) -> Rows:
     Raises:
         ValueError: as `pareto`.
     """
-    points = _checked(points)
+    points = checked(points)
     chain: list[int] = []
     for row in pareto(points):  # Andrew's monotone chain; the Pareto set holds every vertex
         while len(chain) >= 2 and _turn(points[chain[-2]], points[chain[-1]], points[row]) <= 0:
@@ -88,7 +81,7 @@ def hypervolume(points: Points, reference: tuple[float, float]) -> float:
     Raises:
         ValueError: as `pareto`, also for the reference.
     """
-    points, corner = _checked(points), _checked(np.array([reference], float))[0]
+    points, corner = checked(points), checked(np.array([reference], float))[0]
     points = points[(points < corner).all(axis=1)]
     x, y = points[pareto(points)].T
     return float(np.diff(x, append=corner[0]) @ (corner[1] - y))
@@ -105,7 +98,7 @@ def envelope(points: Points, x: Values, kind: Kind = "hull") -> Values:
     """
     if kind not in ("hull", "pareto"):
         raise ValueError(f"kind must be 'hull' or 'pareto', got {kind!r}")
-    points, x = _checked(points), np.asarray(x, float)
+    points, x = checked(points), np.asarray(x, float)
     vertices = points[hull(points) if kind == "hull" else pareto(points)]
     if not len(vertices):
         return np.full(x.shape, np.nan)
@@ -113,144 +106,3 @@ def envelope(points: Points, x: Values, kind: Kind = "hull") -> Values:
         return np.asarray(np.interp(x, vertices[:, 0], vertices[:, 1], left=np.nan, right=np.nan))
     step = np.searchsorted(vertices[:, 0], x, side="right") - 1
     return np.where((x >= vertices[0, 0]) & (x <= vertices[-1, 0]), vertices[step, 1], np.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class Gap:
-    """How much lower in y one method's frontier lies than the baseline's at the same x, in nats; positive: better.
-
-    curve   columns x, gap, lo, hi: the mean over seeds and its pointwise 95% band, at x that both frontiers of every
-            seed cover; no rows where there are none
-    mean    over the seeds, of the gap averaged over the x that the two frontiers of a seed share; NaN if they share
-            none in some seed
-    ci95    of the mean. One seed has no spread to learn from: ci95, lo and hi are then NaN
-    seeds   number of seeds compared
-    """
-
-    curve: pd.DataFrame
-    mean: float
-    ci95: tuple[float, float]
-    seeds: int
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """A method against a baseline, as they were run and at equal numbers of trials.
-
-    counts    trials by seed (rows), in columns named after the two; 0 where a seed was not run
-    unequal   whether some seed that both ran has more trials in one: `plain` then favours that one, as the best of
-              more trials is lower even where methods are the same
-    plain     the gap between all trials
-    matched   the gap expected when, in each seed, the larger number of trials is drawn down to the smaller, without
-              replacement; `plain` itself where nothing is unequal. Its curve stops where fewer than half of the draws
-              of a seed reach
-    """
-
-    counts: pd.DataFrame
-    unequal: bool
-    plain: Gap
-    matched: Gap
-
-
-def gap(trials: pd.DataFrame, method: str, baseline: str, kind: Kind = "hull") -> Gap:
-    """How much lower the frontier of `method` lies than that of `baseline`, at matched x.
-
-    trials: columns method, seed, x, y; a row is one trial, x and y its losses in nats. The seed is the replicate: each
-    has its own two frontiers (that of pooled seeds is lower than what any seed reaches), the gap is the mean over the
-    seeds that both methods ran, and the band resamples whole seeds, the same in both.
-
-    Raises:
-        ValueError: a column, a method or a seed is missing, a loss is not finite, or no seed is in both methods.
-    """
-    return _gap(_pairs(trials, method, baseline), kind)
-
-
-def compare(trials: pd.DataFrame, method: str, baseline: str, kind: Kind = "hull") -> Comparison:
-    """The gap as run and at equal numbers of trials, and these numbers. Arguments and errors: as `gap`."""
-    pairs = _pairs(trials, method, baseline)
-    counts = trials.groupby(["seed", "method"]).size().unstack(fill_value=0)[[method, baseline]]
-    plain = _gap(pairs, kind)
-    unequal = any(len(ours) != len(theirs) for ours, theirs in pairs)
-    return Comparison(counts[counts.any(axis=1)], unequal, plain, _gap(pairs, kind, matched=True) if unequal else plain)
-
-
-def _pairs(trials: pd.DataFrame, method: str, baseline: str) -> list[Pair]:
-    """By seed that both methods ran. Rows are sorted, so that draws do not depend on their order in the table."""
-    if missing := [name for name in ("method", "seed", "x", "y") if name not in trials]:
-        raise ValueError(f"trials lack the columns {missing}; they have {list(trials)}")
-    if trials["seed"].isna().any():
-        raise ValueError("every trial needs a seed")
-    seeds = []
-    for name in (method, baseline):
-        rows = trials[trials["method"] == name].sort_values(["x", "y"])
-        if rows.empty:
-            raise ValueError(f"there are no trials of {name!r}, only of {sorted(trials['method'].unique())}")
-        seeds.append({seed: _checked(group[["x", "y"]].to_numpy(float)) for seed, group in rows.groupby("seed")})
-    ours, theirs = seeds
-    if not ours.keys() & theirs.keys():
-        raise ValueError(f"{method!r} and {baseline!r} have no seed in common: {list(ours)} and {list(theirs)}")
-    return [(points, theirs[seed]) for seed, points in ours.items() if seed in theirs]
-
-
-def _gap(pairs: list[Pair], kind: Kind, matched: bool = False) -> Gap:
-    rng = np.random.default_rng(0)
-    x = _shared(pairs)
-    seeds = [_expected(_evened(pair, rng) if matched else [pair], x, kind) for pair in pairs]
-    gaps, means = np.array([curve for curve, _ in seeds]), np.array([[mean] for _, mean in seeds])
-    known = np.isfinite(gaps).all(axis=0)
-    x, gaps = x[known], gaps[:, known]
-    lo, hi = _band(gaps)
-    (mean_lo,), (mean_hi,) = _band(means)
-    curve = pd.DataFrame({"x": x, "gap": gaps.mean(axis=0), "lo": lo, "hi": hi})
-    return Gap(curve, float(means.mean()), (float(mean_lo), float(mean_hi)), len(pairs))
-
-
-def _evened(pair: Pair, rng: np.random.Generator) -> list[Pair]:
-    """The pair with its larger side drawn down to the size of the smaller, `SUBSAMPLES` times."""
-    ours, theirs = pair
-    size = min(len(ours), len(theirs))
-    if len(ours) == len(theirs):
-        return [pair]
-    drawn = [rng.choice(max(len(ours), len(theirs)), size, replace=False) for _ in range(SUBSAMPLES)]
-    return [(ours[rows], theirs) if len(ours) > size else (ours, theirs[rows]) for rows in drawn]
-
-
-def _expected(draws: list[Pair], x: Values, kind: Kind) -> tuple[Values, float]:
-    """Over the draws of one seed, the mean gap at each x (NaN where under half of them reach) and the mean of their own
-    mean gaps. Each draw is averaged over its own range: a fixed one would be read off the larger side, and favour it.
-    """
-    gaps = np.array([_difference(pair, x, kind) for pair in draws])
-    often = np.isfinite(gaps).mean(axis=0) >= 0.5
-    curve = np.full(x.shape, np.nan)
-    curve[often] = np.nanmean(gaps[:, often], axis=0)
-    means = [_difference(pair, own, kind).mean() for pair in draws if len(own := _shared([pair]))]
-    return curve, float(np.mean(means)) if means else float("nan")
-
-
-def _difference(pair: Pair, x: Values, kind: Kind) -> Values:
-    ours, theirs = pair
-    return envelope(theirs, x, kind) - envelope(ours, x, kind)
-
-
-def _shared(pairs: list[Pair]) -> Values:
-    """The grid over the x that all frontiers cover; empty when there is none. Hull and Pareto set have the same ends."""
-    ends = np.array([points[pareto(points)[[0, -1]], 0] for pair in pairs for points in pair])
-    first, last = ends[:, 0].max(), ends[:, 1].min()
-    return np.unique(np.linspace(first, last, GRID)) if first <= last else np.empty(0)
-
-
-def _band(values: Values) -> Values:
-    """95% bootstrap band, (2, columns), of the column means; rows are replicates.
-
-    Percentiles of few replicates are too narrow; their distances from the mean are widened to what Student's t would
-    give (after the expanded percentile interval of Hesterberg 2015, arXiv:1411.5279, which no sample of three can
-    realise).
-    """
-    n = len(values)
-    if n < 2:
-        return np.full((2, values.shape[1]), np.nan)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
-    mean = values.mean(axis=0)
-    narrow = np.quantile(weights @ values, [0.025, 0.975], axis=0) - mean
-    wider = np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
-    return np.asarray(mean + wider * narrow)

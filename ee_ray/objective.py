@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 
 from ee_ray.frontier import pareto
 from ee_ray.spec import Objective
@@ -42,14 +41,14 @@ def objective(goal: Objective, rows: Rows) -> float | None:
 
 
 def matched(rows: Rows, finetune_loss: float) -> float:
-    """Retained loss of one recipe where its fine-tuning loss is `finetune_loss`, interpolated (PCHIP, which keeps what
-    falls falling) between the rates that no other rate of the recipe beats in both losses. NaN outside their range."""
+    """Retained loss of one recipe where its fine-tuning loss is `finetune_loss`, on the straight line between
+    the two nearest of those rates that no other rate of the recipe beats in both losses. NaN outside their range."""
     points = np.array([(row["L_ft"], row["L_ret"]) for row in rows], float).reshape(-1, 2)
     kept = points[pareto(points)]
     inside = len(kept) and kept[0, 0] <= finetune_loss <= kept[-1, 0]
     if not inside:
         return float("nan")
-    return float(kept[0, 1] if len(kept) == 1 else PchipInterpolator(kept[:, 0], kept[:, 1])(finetune_loss))
+    return float(np.interp(finetune_loss, kept[:, 0], kept[:, 1]))
 
 
 def reachable(rows: pd.DataFrame) -> float | None:

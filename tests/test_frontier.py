@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ee_ray import frontier
-from ee_ray.frontier import Points, compare, envelope, frontiers, gap, hull, hypervolume, pareto
+from ee_ray.compare import GRID, Gap, compare, gap
+from ee_ray.frontier import Points, envelope, frontiers, hull, hypervolume, pareto
 
 PAPER = Path(__file__).resolve().parent / "paper"
 READING = 1e-6  # the figures were read to 1e-7
@@ -162,7 +162,7 @@ def search(method: str, trials: int, seeds: int, draw: int, lower: float = 0.0) 
     return pd.DataFrame({"method": method, "seed": np.repeat(np.arange(seeds), trials), "x": x, "y": y})
 
 
-def numbers(found: frontier.Gap) -> list[float]:
+def numbers(found: Gap) -> list[float]:
     return [found.mean, *found.ci95, *found.curve.to_numpy().ravel()]
 
 
@@ -193,7 +193,7 @@ def test_the_curve_is_the_mean_over_seeds_of_their_own_differences():
     found = gap(trials, "a", "b")
     points = {key: rows[["x", "y"]].to_numpy() for key, rows in trials.groupby(["method", "seed"])}
     x = found.curve["x"].to_numpy()
-    assert len(x) == frontier.GRID
+    assert len(x) == GRID
     each = [envelope(points["b", seed], x) - envelope(points["a", seed], x) for seed in range(3)]
     assert np.allclose(found.curve["gap"], np.mean(each, axis=0))
 
@@ -249,7 +249,7 @@ def test_what_cannot_be_compared_is_refused():
 
 
 def test_an_advantage_that_is_only_more_trials_goes_when_trials_are_matched(monkeypatch):
-    monkeypatch.setattr(frontier, "SUBSAMPLES", 20)  # of each of the many sweeps averaged over here
+    monkeypatch.setattr("ee_ray.compare.SUBSAMPLES", 20)  # of each of the many sweeps averaged over here
     for kind in KINDS:
         found = [
             compare(pd.concat([search("few", 12, 1, draw), search("many", 48, 1, draw)]), "many", "few", kind)

@@ -14,7 +14,7 @@ LAYERS = [
     "data.builtin", "data.order", "data.sources", "data.pack",
     "plan", "store", "board",
     "model", "evaluate", "train", "stage",
-    "frontier", "objective", "curve", "optimum", "acquisition", "propose", "forecast", "ledger",
+    "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "run",
     "report.summary", "report.precision", "report.figures", "report.page",
     "verify", "progress", "cli",

@@ -42,7 +42,7 @@ def test_the_example_over_own_files_plans_as_it_stands(own):
 
 def test_the_snippets_of_the_readme_are_sweeps(own):
     snippets = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     text = (own.folder / "sweeps/own_text.yaml").read_text()
     rates = re.sub(r"\b(\d)e-(\d)", r"\1.0e-\2", text)
     for snippet in snippets:

@@ -56,6 +56,17 @@ def test_the_report_says_what_the_ledger_says(finished):
     assert links(page) == []
 
 
+def test_mixed_and_unmixed_are_compared_with_their_numbers_of_trials(finished):
+    found = finished.summary()["comparison"]
+    levels = [row["lambda"] for row in finished.summary()["trials"]]
+    assert found["trials"] == {"mixed": sum(level > 0 for level in levels), "unmixed": levels.count(0)}
+    assert found["trials"]["mixed"] > found["trials"]["unmixed"]
+    page = (finished.folder / "reports/tiny/index.html").read_text()
+    if found["gap"]:
+        assert f"{found['trials']['mixed']} trials against {found['trials']['unmixed']}" in page
+    assert found["hypervolume"]["mixed"] >= 0
+
+
 def test_a_report_is_rebuilt_from_the_store_alone(copy):
     before = copy.summary()
     (copy.folder / "reports/tiny/summary.json").unlink()
@@ -212,6 +223,20 @@ def test_a_fine_tuning_loss_that_no_recipe_reaches_is_said(copy):
     copy.ee_ray("run", copy.write(objective__loss="L_ret_matched", objective__finetune_loss=1.0), "--local")
     summary = copy.summary()
     assert summary["optimum"] is None and "reached objective.finetune_loss" in summary["stop_reason"]
+
+
+def test_small_sweeps_predict_the_optimum_of_a_larger_one(copy):
+    larger = copy.write("larger.yaml", name="larger", stages__posttrain__tokens=4096)
+    again = copy.ee_ray("transfer", "tiny.yaml", larger, "--tokens", 8192, status=2)
+    assert f"no result at three levels of lambda yet: ee-ray run {larger}" in again.stderr
+    copy.ee_ray("run", larger, "--local")
+    found = copy.json("transfer", "tiny.yaml", larger, "--tokens", 8192, "--json")
+    assert [sweep["tokens"] for sweep in found["sweeps"]] == [2048, 4096]
+    low, high = found["prediction"]["ci95"]
+    assert 0 <= low <= found["prediction"]["value"] <= high <= 1
+    assert "for each doubling of D_post" in copy.ee_ray("transfer", "tiny.yaml", larger, "--tokens", 8192).stdout
+    same = copy.ee_ray("transfer", "tiny.yaml", "tiny.yaml", "--tokens", 8192, status=2)
+    assert "two sizes or more are needed" in same.stderr
 
 
 def running(place: Place, *arguments: object) -> subprocess.Popen[str]:

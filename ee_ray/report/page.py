@@ -82,6 +82,7 @@ def _answer(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
         _div(figures.losses_figure(means), "losses"),
         "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
         _div(figures.frontier_figure(means), "frontier"),
+        f"<p>{escape(_compared(summary['comparison']))}</p>",
         "<p class='note'>Points are means over seeds, each seed's offset taken out; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",
     ]
 
@@ -95,6 +96,23 @@ def _other_answers(summary: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     head = ["loss", "lambda*", "95% interval", "verdict", "below all-post-training", "below all-pretraining", "sd of a run", "recipes"]  # fmt: skip
     return ["<h2>The same runs, asked otherwise</h2>", _table(head, rows)] if rows else []
+
+
+def _compared(found: dict[str, Any] | None) -> str:
+    """Mixed against unmixed at matched fine-tuning loss, in words."""
+    if not found or not found["gap"]:
+        return "Mixed and unmixed recipes share no fine-tuning loss at which to compare them."
+    equal = found["gap_at_equal_trials"]
+    return (
+        f"At the same fine-tuning loss, mixed recipes keep {_within(found['gap'])} nats more than unmixed ones: "
+        f"{found['trials']['mixed']} trials against {found['trials']['unmixed']}, {found['seeds']} seeds. The best of more trials is better by chance; "
+        f"with as many of each it is {_within(equal) if equal else 'not known'}."
+    )
+
+
+def _within(gap: dict[str, Any]) -> str:
+    low, high = gap["ci95"]
+    return f"{gap['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _gain(gain: dict[str, Any]) -> str:

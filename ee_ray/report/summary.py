@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ee_ray.frontier import frontiers
+from ee_ray.compare import Gap, compare
+from ee_ray.frontier import frontiers, hypervolume
 from ee_ray.ledger import COLUMNS, Ledger
 from ee_ray.objective import describe, observed, others
 from ee_ray.optimum import Estimate, Optimum
@@ -93,6 +94,36 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
+def _comparison(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """How much more mixed recipes keep than unmixed ones (lambda = 0) at the same fine-tuning loss: as run, and at equal
+    numbers of trials. None before both have run with one seed."""
+    trials = rows[["seed", "L_ft", "L_ret"]].set_axis(["seed", "x", "y"], axis=1)
+    trials = trials.assign(method=np.where(rows["lambda"] > 0, "mixed", "unmixed"))
+    seeds = trials.groupby("method")["seed"].agg(set)
+    if len(seeds) < 2 or not set.intersection(*seeds):
+        return None
+    found = compare(trials, "mixed", "unmixed")
+    worst = (float(trials["x"].max()), float(trials["y"].max()))
+    volumes = {
+        method: round(hypervolume(part[["x", "y"]].to_numpy(float), worst), 5)
+        for method, part in trials.groupby("method")
+    }
+    return {
+        "trials": {method: int(number) for method, number in found.counts.sum().items()},
+        "seeds": found.plain.seeds,
+        "gap": _gap(found.plain),
+        "gap_at_equal_trials": _gap(found.matched),
+        "hypervolume": {"reference": [round(loss, 5) for loss in worst], **volumes},
+    }
+
+
+def _gap(gap: Gap) -> dict[str, Any] | None:
+    if not np.isfinite(gap.mean):
+        return None
+    bounds = [round(bound, 5) if np.isfinite(bound) else None for bound in gap.ci95]
+    return {"value": round(gap.mean, 5), "ci95": bounds}
+
+
 def _tokens(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     trained = [record["tokens"] for record in ledger.records.values()]
     finished = [trial for trial in ledger.trials if all(key in ledger.records for key in distinct([trial]))]
@@ -144,6 +175,7 @@ def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
         "epochs": epochs(sweep),
         "trials": rows[COLUMNS].to_dict("records"),
         "frontiers": _frontiers(seed_means(ledger.rows)) if len(ledger.rows) else {},
+        "comparison": _comparison(ledger.rows),
         "failures": ledger.failures,
         "provenance": _provenance(sweep, ledger),
     }
