@@ -49,7 +49,7 @@ RATIO_MEDIAN, RATIO_LOG_SD = 8.0, 2.0
 WARPS = ((0.0, 0.0, 0.45), (8.0, 0.0, 0.2), (40.0, 0.0, 0.05), (0.0, 8.0, 0.15), (8.0, 8.0, 0.15))
 # No curve is as smooth as its kernel: f also wiggles by this part of its sd, over this much of lambda. It moves nothing
 # where f bends, and keeps a level bottom from being sure of one point in it.
-WIGGLE, WIGGLE_LENGTH = 0.1, 0.2
+WIGGLE, WIGGLE_LENGTH = 0.05, 0.2
 # f may jump once, by about its sd, anywhere: some step of exposure may switch a capability on.
 JUMPS, JUMP_LENGTHS, JUMP_WEIGHT = 16, (0.5, 1.0, 2.0), 0.1
 # (sd at 0, sd at 1, sd of the part that is smooth in lambda, all relative to sigma; prior weight).

@@ -28,7 +28,9 @@ class Optimum:
     """What a sweep says about the best lambda. Losses in nats.
 
     lambda_star     argmin, over the fine grid, of the posterior mean
-    ci95            shortest interval that holds 95% of the posterior of the argmin (and lambda_star)
+    ci95            shortest interval that holds 95% of the posterior of the argmin and every level that beats
+                    lambda_star with a probability of 5% or more: where the curve is level, its lowest point is decided
+                    by noise, and only the second half of this covers it as often as it says
     p_interior      posterior probability that the minimum lies strictly between 0 and 1
     verdict         see `locate`
     gain_over_0/1   L(0) - L(lambda_star), L(1) - L(lambda_star)
@@ -80,11 +82,13 @@ def summarise(post: Curve, levels: Array, practical: float) -> Optimum:
     argmins = post.grid[post.draws.argmin(axis=1)]
     on_ladder = post.draws[:, post.at(levels)].argmin(axis=1)
     lo, hi = _shortest(argmins)
+    rival = np.mean(post.draws < post.draws[:, [best]], axis=0) >= 1 - SURE
+    rival[best] = True
     lambda_star = float(post.grid[best])
     noise_sd = float(np.median(post.noise(post.grid[[best]])))
     return Optimum(
         lambda_star=lambda_star,
-        ci95=(min(lo, lambda_star), max(hi, lambda_star)),
+        ci95=(min(lo, float(post.grid[rival][0])), max(hi, float(post.grid[rival][-1]))),
         p_interior=float(np.mean((argmins > 0) & (argmins < 1))),
         verdict=_verdict(post, best, practical),
         gain_over_0=_gain(post, 0, best),
