@@ -110,7 +110,11 @@ def choose(
     while len(chosen) < count and left:
         doubt = imagined.doubt(imagined.log_weight)
         candidates = list(_candidates(left, imagined.histories))
-        gains = [(doubt - imagined.doubt(imagined.after(runs)[0])) / sum(map(cost, runs)) for runs in candidates]
+        if not candidates:
+            break
+        # Few fantasies may call a gain negative, which dividing by a small cost would make much of.
+        falls = [max(doubt - imagined.doubt(imagined.after(runs)[0]), 0.0) for runs in candidates]
+        gains = [fall / sum(map(cost, runs)) for fall, runs in zip(falls, candidates, strict=True)]
         taken = candidates[int(np.argmax(_rounded(gains)))]
         imagined.log_weight, imagined.histories = imagined.after(taken)
         chosen += taken
@@ -125,7 +129,8 @@ def _rounded(gains: Sequence[float]) -> Array:
 
 def _candidates(left: Sequence[Run], histories: Mapping[int, _History]) -> Iterable[tuple[Run, ...]]:
     """Single runs of seeds that have begun, and pairs of runs of the first that has not."""
-    fresh = [seed for seed in dict.fromkeys(seed for _, seed in left) if seed not in histories]
+    seeds = [seed for _, seed in left]
+    fresh = [seed for seed in dict.fromkeys(seeds) if seed not in histories and seeds.count(seed) > 1]
     for run in left:
         if run[1] in histories:
             yield (run,)

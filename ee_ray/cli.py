@@ -144,6 +144,7 @@ def run(spec: str, storage: str, address: str | None, local: bool) -> None:
 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
+    sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
     ledger, stopped = _train(sweep, address, local)
     _finish(sweep, ledger, time.monotonic() - started, stopped)
 
@@ -159,7 +160,6 @@ def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | Non
         raise UserError("--address and --local exclude each other")
     signal.signal(signal.SIGTERM, _terminate)
     _prepare(sweep)
-    sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
     ledger, stopped = read_ledger(sweep.spec, sweep.data, sweep.store), None
     if not ledger.decision.outstanding:
         click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)

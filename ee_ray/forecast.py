@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ee_ray.curve import Array, Curve, noise_covariance
+from ee_ray.curve import SAME_LEVEL, Array, Curve, noise_covariance
 from ee_ray.plan import Point, Prices
 from ee_ray.propose import enough, estimate, fitted, next_round
 from ee_ray.spec import SweepSpec
@@ -37,11 +37,11 @@ class _World:
     """The losses that runs would have if one draw of the posterior were the truth."""
 
     def __init__(self, curve: Curve, ladder: Array, number: int):
-        draw = int(np.linspace(0, len(curve.draws) - 1, FUTURES).astype(int)[number])
+        draw = int((number + 0.5) * len(curve.draws) / FUTURES)
         self.truth, self.sigma = curve.draws[draw, curve.at(ladder)], float(curve.sigma[draw])
         self.covariance = noise_covariance(int(curve.kind[draw]), ladder)
         self.number, self.seen = number, curve.seen
-        self.rung = np.searchsorted(ladder, curve.seen["lambda"])
+        self.rung = np.searchsorted(ladder.round(SAME_LEVEL), curve.seen["lambda"])
         self.offsets: dict[int, Array] = {}
 
     def loss(self, point: Point) -> float:

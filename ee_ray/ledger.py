@@ -59,6 +59,21 @@ def failure_of(store: Store, trial: Trial) -> dict[str, dict[str, Any]]:
     return {key: evidence for key, evidence in found.items() if evidence}
 
 
+def settled(
+    spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str, Any]], failures: Mapping[str, Mapping[str, Any]]
+) -> tuple[bool, float | None]:
+    """Whether nothing of a trial is left to train (each stage is published, has diverged, or descends from one that
+    has), and its objective if it has one. Running search and ledger both judge by this, or a replay would differ."""
+    dead: set[str] = set()
+    for stage in trial.stages:
+        if stage.key in records:
+            continue
+        if stage.parent not in dead and not failures.get(stage.key, {}).get("diverged"):
+            return False, None
+        dead.add(stage.key)
+    return True, objective(spec.objective, trial_rows(spec, trial, records))
+
+
 def found_before(spec: SweepSpec, data: Mapping[str, str], store: Store) -> frozenset[str]:
     """Stages that other sweeps had published when this search began: what it may take for nearly nothing.
 
@@ -100,8 +115,9 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
             failed = failure_of(store, trial)
             failures |= failed
             rows[point] = trial_rows(spec, trial, records)
-            if len(rows[point]) == len(trial.finetunes) or any(evidence["diverged"] for evidence in failed.values()):
-                results[point] = objective(spec.objective, rows[point])
+            done, value = settled(spec, trial, records, failed)
+            if done:
+                results[point] = value
         if not fresh:
             flat = [row for point in trials for row in rows[point]]
             frame = pd.DataFrame(flat, columns=COLUMNS)

@@ -37,7 +37,8 @@ def objective(goal: Objective, rows: Rows) -> float | None:
     if row is None:
         return None
     weights: Mapping[Any, float] = goal.weights or {goal.loss: 1.0}
-    return float(sum(weight * row[loss] for loss, weight in weights.items()))
+    total = float(sum(weight * row[loss] for loss, weight in weights.items()))
+    return total if np.isfinite(total) else None
 
 
 def matched(rows: Rows, finetune_loss: float) -> float:

@@ -38,7 +38,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     """Train what is outstanding here, one stage after another: for learning, tests and debugging. CPU or one GPU.
 
     Returns:
-        why the search stopped.
+        the budget of time that ended the search, if one did.
     """
     execution = sweep.spec.execution
     if execution.workers > 1:
@@ -63,14 +63,14 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     search = open_search(job, ledger)
     with watch(board.snapshot):
         search_in_process(job, search, board, work)
-    return search.decision.stop
+    return search.overran
 
 
 def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected.
 
     Returns:
-        why the search stopped.
+        the budget of time that ended the search, if one did.
     """
     check_model(sweep)
     execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
@@ -87,4 +87,4 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
         search_on_ray(job, search, name, slots + 1, folder / "tune")
-    return search.decision.stop
+    return search.overran

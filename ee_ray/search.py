@@ -26,10 +26,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE
-from ee_ray.ledger import Ledger, note_found, trial_rows
-from ee_ray.objective import objective
+from ee_ray.ledger import Ledger, note_found, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Decision, decide
+from ee_ray.propose import decide
 from ee_ray.spec import SweepSpec
 from ee_ray.store import Store
 
@@ -78,6 +77,8 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
     def __init__(self, spec: SweepSpec, ledger: Ledger, storage: optuna.storages.BaseStorage, study: str):
         self.spec, self.prices, self.results = spec, ledger.prices, dict(ledger.results)
         self.running: dict[str, Point] = {}
+        self.lost: set[Point] = set()  # failed for want of something: for the next run to try, and no result till then
+        self.overran: str | None = None
         self.started = time.monotonic()
         self.gpu_seconds = sum(gpu_seconds(spec, record) for record in ledger.records.values())
         self.decision = decide(spec, self.results, self.prices)
@@ -104,8 +105,17 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
                 self.add_evaluated_point(asdict(point), value)
 
     def queue(self) -> list[Point]:
-        busy = set(self.running.values())
+        busy = self.lost.union(self.running.values())
         return [point for point in self.decision.outstanding if point not in busy]
+
+    def ending(self) -> str | None:
+        """Why no further trial begins: the search has enough, time is spent, or a round cannot be completed."""
+        self.overran = self.overran or self.overrun()
+        stuck = self.lost and not self.running and not self.queue()
+        lost = (
+            f"{len(self.lost)} runs failed for want of something: the same command tries them again" if stuck else None
+        )
+        return self.decision.stop or self.overran or lost
 
     def overrun(self) -> str | None:
         """The budget of time that is spent, if one is. Runs that have begun are finished."""
@@ -117,9 +127,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         return None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self.decision.stop and (reason := self.overrun()):
-            self.decision = Decision([], self.decision.visited, reason)
-        if self.decision.stop:
+        if self.ending():
             finished: str = Searcher.FINISHED
             return finished
         if not self.queue():
@@ -135,7 +143,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         point = self.running.pop(trial_id)
         value = (result or {}).get(METRIC, math.nan)
         failed = error or not math.isfinite(value)
-        self.results[point] = None if failed else float(value)
+        if (result or {}).get("settled"):
+            self.results[point] = None if failed else float(value)
+        else:
+            self.lost.add(point)
         self.gpu_seconds += (result or {}).get("gpu_seconds", 0.0)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices)
@@ -164,10 +175,14 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
         store.fail(key, {"kind": distinct([trial])[key].kind, **evidence})
     records = {key: record for key in distinct([trial]) if (record := store.record(key))}
     rows = trial_rows(job.spec, trial, records)
-    value = objective(job.spec.objective, rows) if len(rows) == len(trial.finetunes) else None
+    done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
     told: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ret", "L_ft", "L_pre") if name in row}
-    told |= {"failed_stages": len(failures), "gpu_seconds": sum(gpu_seconds(job.spec, r) for r in records.values())}
+    told |= {
+        "failed_stages": len(failures),
+        "settled": done,
+        "gpu_seconds": sum(gpu_seconds(job.spec, r) for r in records.values()),
+    }
     return {METRIC: math.nan if value is None else value, **told}
 
 

@@ -55,6 +55,10 @@ def test_when_all_is_tried_nothing_is_chosen():
     assert choose(seen(ANCHORS), LADDER, [], 2, even) == []
 
 
+def test_half_of_a_pair_is_no_candidate():
+    assert choose(seen(ANCHORS), LADDER, [(4, 3)], 2, even) == []
+
+
 def test_a_run_that_costs_next_to_nothing_comes_first():
     chosen = choose(seen(ANCHORS), LADDER, left(ANCHORS), 1, lambda run: 0.02 if run == (3, 1) else 1.0)
     assert chosen == [(3, 1)]

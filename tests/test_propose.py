@@ -7,7 +7,8 @@ import pytest
 from conftest import tiny
 
 from ee_ray.forecast import FUTURES, forecast
-from ee_ray.plan import Point, Prices
+from ee_ray.ledger import settled
+from ee_ray.plan import Point, Prices, build_trial
 from ee_ray.propose import anchors, decide, estimate
 from ee_ray.spec import SweepSpec
 
@@ -97,6 +98,28 @@ def test_no_budget_is_spent_on_half_of_a_pair():
         results, _ = played(spec(max_trials=most))
         seeds = [point.seed for point in results]
         assert min(seeds.count(seed) for seed in set(seeds)) >= 2
+
+
+def test_a_trial_is_settled_when_nothing_of_it_is_left_to_train():
+    """Published, diverged, or under a stage that diverged; then its objective counts if it is there."""
+    of = spec()
+    trial = build_trial(of, DATA, Point(8, 0))
+    losses = {"pre": 2.0, "post": 1.5, "ft": 3.0}
+    every = {stage.key: {"losses": losses} for stage in trial.stages}
+    assert settled(of, trial, every, {}) == (True, 1.5)
+    hot = trial.finetunes[1][1].key
+    without = {key: record for key, record in every.items() if key != hot}
+    assert settled(of, trial, without, {}) == (False, None)
+    assert settled(of, trial, without, {hot: {"diverged": False}}) == (False, None)
+    assert settled(of, trial, without, {hot: {"diverged": True}}) == (True, 1.5)
+    assert settled(of, trial, {}, {trial.pretrain.key: {"diverged": True}}) == (True, None)
+
+
+def test_a_seed_with_one_run_left_and_none_told_is_passed_over():
+    of = spec(ladder=2, seeds=[0, 1], anchor_seeds=1)
+    results = {Point(level, 0): loss(Point(8 * level, 0)) for level in range(3)}
+    results |= {Point(0, 1): None, Point(1, 1): None}
+    assert decide(of, results, prices(of)).visited
 
 
 def test_prices_count_what_is_not_trained_yet():
