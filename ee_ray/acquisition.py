@@ -18,11 +18,12 @@ from itertools import combinations
 
 import numpy as np
 
-from ee_ray.curve import NOISES, SAME_LEVEL, Array, Curve, noise_covariance
+from ee_ray.curve import NOISES, Array, Curve, noise_covariance
 
 PARTICLES = 500  # curves that are weighed
 FANTASIES = 32  # losses that each candidate might return
-SAME_GAIN = 9  # decimals of nats of information: closer candidates are equal, and the first of them is taken
+SAME_GAIN = 9  # decimals of the largest gain: closer candidates are equal, and the first of them is taken
+PAIRED_LEVELS = 17  # of a new seed: 136 pairs; a ladder of 256 would make 32,896, and a choice of 23 s
 
 Run = tuple[int, int]  # level of the ladder, seed
 
@@ -50,8 +51,7 @@ class _Imagined:
         answers = [np.eye(len(ladder))[self.curves.argmin(axis=1)], beaten, ~beaten]
         self.answers = np.concatenate(answers, axis=1).astype(float)
         self.histories: dict[int, _History] = {}
-        rung = np.searchsorted(ladder.round(SAME_LEVEL), curve.seen["lambda"])
-        for seed, level, loss in zip(curve.seen["seed"], rung, curve.seen["loss"], strict=True):
+        for seed, level, loss in zip(curve.seen["seed"], curve.rungs(ladder), curve.seen["loss"], strict=True):
             history = self.histories.setdefault(int(seed), _History())
             history.levels.append(int(level))
             history.losses.append(np.full(FANTASIES, loss))
@@ -102,7 +102,8 @@ def choose(
     """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
     each choice knows of those before it, not of their losses.
 
-    ladder: the levels of lambda, ascending.  open_runs: (level of the ladder, seed) that may still be trained.  cost: tokens that a run must train, above 0.
+    ladder: the levels of lambda, ascending.  open_runs: (level of the ladder, seed) that may still be trained.
+    cost: of a run, above 0, in any unit, such as tokens that it must train.
     """
     imagined = _Imagined(curve, ladder)
     chosen: list[Run] = []
@@ -124,7 +125,7 @@ def choose(
 
 def _rounded(gains: Sequence[float]) -> Array:
     """Gains relative to the largest, so that rounding in the last bits decides nothing."""
-    return np.round(np.asarray(gains) / max(max(map(abs, gains)), 1e-300), SAME_GAIN)
+    return np.round(np.asarray(gains) / max(max(gains), 1e-300), SAME_GAIN)
 
 
 def _candidates(left: Sequence[Run], histories: Mapping[int, _History]) -> Iterable[tuple[Run, ...]]:
@@ -135,4 +136,6 @@ def _candidates(left: Sequence[Run], histories: Mapping[int, _History]) -> Itera
         if run[1] in histories:
             yield (run,)
     if fresh:
-        yield from combinations([run for run in left if run[1] == fresh[0]], 2)
+        runs = [run for run in left if run[1] == fresh[0]]
+        spread = np.unique(np.linspace(0, len(runs) - 1, PAIRED_LEVELS).round().astype(int))
+        yield from combinations([runs[i] for i in spread], 2)

@@ -144,7 +144,6 @@ def run(spec: str, storage: str, address: str | None, local: bool) -> None:
 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
-    sweep.store.write_sweep(sweep.spec.name, "spec.json", sweep.spec.model_dump(mode="json", by_alias=True))
     ledger, stopped = _train(sweep, address, local)
     _finish(sweep, ledger, time.monotonic() - started, stopped)
 
@@ -153,14 +152,15 @@ def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | Non
     """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it."""
     from rich.console import Console
 
-    from ee_ray.ledger import read_ledger
+    from ee_ray.ledger import note, read_ledger
     from ee_ray.progress import watching
 
     if address and local:
         raise UserError("--address and --local exclude each other")
     signal.signal(signal.SIGTERM, _terminate)
     _prepare(sweep)
-    ledger, stopped = read_ledger(sweep.spec, sweep.data, sweep.store), None
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
     if not ledger.decision.outstanding:
         click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
         return ledger, None
@@ -208,14 +208,18 @@ def _finish(sweep: Any, ledger: Any, seconds: float | None = None, stopped: str 
     if seconds is not None:
         click.echo(f"took {seconds:.0f} s")
     click.echo(f"report: {folder / 'index.html'}")
+    _tell_failures(sweep, ledger)
+    if ledger.failures or (ledger.decision.outstanding and not stopped):
+        sys.exit(FAILED)
+
+
+def _tell_failures(sweep: Any, ledger: Any) -> None:
     for key, evidence in ledger.failures.items():
         where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
         click.echo(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}", err=True)
         for line in evidence.get("log", [])[-5:]:
             click.echo(f"    {line}", err=True)
         click.echo(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local", err=True)
-    if ledger.failures or (ledger.decision.outstanding and not stopped):
-        sys.exit(FAILED)
 
 
 @_sweep_command
@@ -234,8 +238,12 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local)
-    found = precision(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    _tell_failures(sweep, ledger)
+    found = precision(sweep, ledger)
     click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
+    if ledger.failures:
+        sys.exit(FAILED)
 
 
 @main.command()

@@ -50,7 +50,8 @@ WARPS = ((0.0, 0.0, 0.45), (8.0, 0.0, 0.2), (40.0, 0.0, 0.05), (0.0, 8.0, 0.15),
 # No curve is as smooth as its kernel: f also wiggles by this part of its sd, over this much of lambda. It moves nothing
 # where f bends, and keeps a level bottom from being sure of one point in it.
 WIGGLE, WIGGLE_LENGTH = 0.05, 0.2
-# f may jump once, by about its sd, anywhere: some step of exposure may switch a capability on.
+# f may jump once, by about its sd, anywhere: some step of exposure may switch a capability on. The weight is against
+# 1 for all smooth kernels together.
 JUMPS, JUMP_LENGTHS, JUMP_WEIGHT = 16, (0.5, 1.0, 2.0), 0.1
 # (sd at 0, sd at 1, sd of the part that is smooth in lambda, all relative to sigma; prior weight).
 NOISES = (
@@ -85,6 +86,10 @@ class Curve:
     def at(self, levels: Array) -> Indices:
         """Where on the grid these levels are."""
         return np.searchsorted(self.grid, np.round(levels, SAME_LEVEL))
+
+    def rungs(self, ladder: Array) -> Indices:
+        """For each observation, which level of the ladder it is of."""
+        return np.searchsorted(ladder.round(SAME_LEVEL), self.seen["lambda"])
 
     def noise(self, levels: Array) -> Array:
         """(DRAWS, len(levels)): sd of one run about its seed's shifted f, in each draw."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ee_ray.curve import SAME_LEVEL, Array, Curve, noise_covariance
+from ee_ray.curve import Array, Curve, noise_covariance
 from ee_ray.plan import Point, Prices
 from ee_ray.propose import enough, estimate, fitted, next_round
 from ee_ray.spec import SweepSpec
@@ -41,7 +41,7 @@ class _World:
         self.truth, self.sigma = curve.draws[draw, curve.at(ladder)], float(curve.sigma[draw])
         self.covariance = noise_covariance(int(curve.kind[draw]), ladder)
         self.number, self.seen = number, curve.seen
-        self.rung = np.searchsorted(ladder.round(SAME_LEVEL), curve.seen["lambda"])
+        self.rung = curve.rungs(ladder)
         self.offsets: dict[int, Array] = {}
 
     def loss(self, point: Point) -> float:

@@ -8,11 +8,11 @@ import pandas as pd
 
 from ee_ray.objective import objective
 from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Decision, decide
+from ee_ray.propose import Decision, Rounds, decide
 from ee_ray.spec import SweepSpec
 from ee_ray.store import Store
 
-FOUND = "found.json"
+NOTES = "search.json"
 COLUMNS = [
     "lambda", "seed", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
     "pretrain_key", "posttrain_key", "finetune_key",
@@ -74,22 +74,19 @@ def settled(
     return True, objective(spec.objective, trial_rows(spec, trial, records))
 
 
-def found_before(spec: SweepSpec, data: Mapping[str, str], store: Store) -> frozenset[str]:
-    """Stages that other sweeps had published when this search began: what it may take for nearly nothing.
-
-    The search notes them once (`note_found`), so that a resumed search sees the same prices; before that, all count.
-    """
-    noted = store.read_sweep(spec.name, FOUND)
-    if noted and noted["search"] == sweep_key(spec, data):
-        return frozenset(noted["stages"])
-    return frozenset(store.published())
+def recall(spec: SweepSpec, data: Mapping[str, str], store: Store) -> tuple[frozenset[str], Rounds]:
+    """What this search has noted of itself: stages that the store held when it began, which it takes for nearly nothing
+    (before it has begun, all that the store holds), and the rounds that it chose."""
+    noted = store.read_sweep(spec.name, NOTES)
+    if not noted or noted["search"] != sweep_key(spec, data):
+        return frozenset(store.published()), {}
+    return frozenset(noted["found"]), {key: [Point(*run) for run in runs] for key, runs in noted["rounds"].items()}
 
 
-def note_found(spec: SweepSpec, data: Mapping[str, str], store: Store) -> None:
-    """Write down what the store holds as the search begins; nothing if this search has begun before."""
-    noted, key = store.read_sweep(spec.name, FOUND), sweep_key(spec, data)
-    if not noted or noted["search"] != key:
-        store.write_sweep(spec.name, FOUND, {"search": key, "stages": sorted(store.published())})
+def note(spec: SweepSpec, data: Mapping[str, str], store: Store, found: frozenset[str], rounds: Rounds) -> None:
+    """Write down what `recall` reads. Losing it loses only prices and time: rounds can be chosen again."""
+    runs = {key: [[point.level, point.seed] for point in points] for key, points in rounds.items()}
+    store.write_sweep(spec.name, NOTES, {"search": sweep_key(spec, data), "found": sorted(found), "rounds": runs})
 
 
 def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledger:
@@ -103,9 +100,11 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, dict[str, Any]] = {}
     results: dict[Point, float | None] = {}
-    prices = Prices(spec, data, found_before(spec, data, store))
+    found, rounds = recall(spec, data, store)
+    prices = Prices(spec, data, found)
     while True:
-        decision = decide(spec, results, prices)
+        decision = decide(spec, results, prices, rounds)
+        rounds = decision.rounds
         fresh = [point for point in decision.visited if point not in trials]
         for point in fresh:
             trial = trials[point] = build_trial(spec, data, point)

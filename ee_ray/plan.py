@@ -288,7 +288,7 @@ class Prices:
     points trained before it have not trained, and that are not among `found`, keys that the store held beforehand."""
 
     def __init__(self, spec: SweepSpec, data: Mapping[str, str], found: frozenset[str]):
-        self._spec, self._data, self._found = spec, data, found
+        self._spec, self._data, self.found = spec, data, found
         self._stages: dict[Point, dict[str, int]] = {}
 
     def stages(self, point: Point) -> dict[str, int]:
@@ -299,5 +299,5 @@ class Prices:
         return self._stages[point]
 
     def __call__(self, point: Point, trained: list[Point]) -> int:
-        had = self._found.union(*(self.stages(other) for other in trained))
+        had = self.found.union(*(self.stages(other) for other in trained))
         return sum(tokens for key, tokens in self.stages(point).items() if key not in had)

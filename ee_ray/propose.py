@@ -6,17 +6,18 @@ over known results gives the same choices, so a sweep resumes from its ledger al
 same search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
-from ee_ray.acquisition import Run, choose
-from ee_ray.curve import SAME_LEVEL, Curve, fit
+from ee_ray.acquisition import choose
+from ee_ray.curve import SAME_LEVEL, Array, Curve, fit
 from ee_ray.optimum import Optimum, locate, summarise
-from ee_ray.plan import Point, Prices
+from ee_ray.plan import Point, Prices, key_of
 from ee_ray.spec import SweepSpec
 
 # A run whose stages are all in the store still takes a place in a round: it is priced at this part of a whole one.
@@ -26,13 +27,21 @@ LEAST_COST = 0.02
 Known = tuple[tuple[Point, float | None], ...]
 
 
+Rounds = Mapping[str, Sequence[Point]]
+
+
 @dataclass(frozen=True)
 class Decision:
-    """`outstanding` points of the current round, or the reason to stop; `visited` are all points of rounds so far."""
+    """`outstanding` points of the current round, or the reason to stop; `visited` are all points of rounds so far.
+
+    `rounds` is what was chosen after which results (by digest). Given back to `decide`, it spares choosing again, and
+    keeps runs that an earlier release chose: what has been trained is never left out of the answer.
+    """
 
     outstanding: list[Point]
     visited: list[Point]
     stop: str | None
+    rounds: Rounds
 
 
 def anchors(spec: SweepSpec) -> list[Point]:
@@ -42,46 +51,48 @@ def anchors(spec: SweepSpec) -> list[Point]:
 
 def estimate(spec: SweepSpec, results: Mapping[Point, float | None]) -> Optimum | None:
     """The optimum as the results have it, or None while they hold fewer than three levels."""
-    return _estimated(tuple(results.items()), spec.search.ladder, spec.objective.practical)
-
-
-def fitted(spec: SweepSpec, known: Known) -> Curve | None:
-    """The curve that the results give; None under three levels."""
-    return _fitted(known, spec.search.ladder, spec.objective.practical)
+    curve = fitted(spec, tuple(results.items()))
+    return summarise(curve, _levels(spec), spec.objective.practical) if curve else None
 
 
 def estimate_of(spec: SweepSpec, table: pd.DataFrame) -> Optimum | None:
     """The optimum of any loss over the ladder, from columns lambda, seed, loss; None under three levels."""
     if table["lambda"].nunique() < 3:
         return None
-    return locate(table, (np.arange(spec.search.ladder + 1) / spec.search.ladder).tolist(), spec.objective.practical)
+    return locate(table, _levels(spec).tolist(), spec.objective.practical)
 
 
-def decide(spec: SweepSpec, results: Mapping[Point, float | None], prices: Prices) -> Decision:
+def decide(
+    spec: SweepSpec, results: Mapping[Point, float | None], prices: Prices, rounds: Rounds = MappingProxyType({})
+) -> Decision:
     """Replay the rounds over `results` (None: the trial failed) and say what is outstanding or why to stop.
 
-    prices: tokens that a point must still train.
+    prices: tokens that a point must still train.  rounds: of earlier decisions on the same search, if they are known.
     """
     visited: list[Point] = []
-    batch, spent = anchors(spec), 0
+    batch, spent, rounds = anchors(spec), 0, dict(rounds)
     while True:
         spent += _tokens(batch, visited, prices)
         visited += batch
         if missing := [point for point in batch if point not in results]:
-            return Decision(missing, visited, None)
+            return Decision(missing, visited, None, rounds)
         known = tuple((point, results[point]) for point in visited)
+        key = key_of({"known": [[point.level, point.seed, loss] for point, loss in known]})
+        if key in rounds and all(point in results for point in rounds[key]):
+            batch = list(rounds[key])
+            continue
         optimum = estimate(spec, dict(known))
         if optimum is None:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
-            return Decision([], visited, f"fewer than three levels of lambda could be trained{short}")
+            return Decision([], visited, f"fewer than three levels of lambda could be trained{short}", rounds)
         if reason := enough(spec, optimum):
-            return Decision([], visited, reason)
-        batch = next_round(spec, known, prices)
+            return Decision([], visited, reason, rounds)
+        rounds[key] = rounds.get(key) or next_round(spec, known, prices)
+        if not rounds[key]:
+            return Decision([], visited, "every level of the ladder is tried with every seed", rounds)
+        batch, reason = _within_budget(spec, list(rounds[key]), visited, spent, prices)
         if not batch:
-            return Decision([], visited, "every level of the ladder is tried with every seed")
-        batch, reason = _within_budget(spec, batch, visited, spent, prices)
-        if not batch:
-            return Decision([], visited, reason)
+            return Decision([], visited, reason, rounds)
 
 
 def _tokens(batch: list[Point], before: list[Point], prices: Prices) -> int:
@@ -114,36 +125,29 @@ def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     tried = [point for point, _ in known]
     whole = sum(prices.stages(tried[0]).values())
     left = [Point(level, seed) for seed in spec.search.seeds for level in range(spec.search.ladder + 1)]
-    open_runs = tuple(((p.level, p.seed), max(prices(p, tried) / whole, LEAST_COST)) for p in left if p not in tried)
-    runs = _chosen(known, spec.search.ladder, spec.objective.practical, open_runs, spec.search.runs_per_round)
-    return [Point(*run) for run in runs]
+    cost = {(p.level, p.seed): max(prices(p, tried) / whole, LEAST_COST) for p in left if p not in tried}
+    curve = fitted(spec, known)
+    assert curve is not None
+    return [
+        Point(*run) for run in choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
+    ]
 
 
-# Replays within one process meet the same rounds again and again. A fitted curve is 4 MB: few are kept.
+def fitted(spec: SweepSpec, known: Known) -> Curve | None:
+    """The curve that the results give; None under three levels."""
+    return _fitted(known, spec.search.ladder, spec.objective.practical)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # a round fits its curve once, to judge it and to choose; 4 MB each
 def _fitted(known: Known, steps: int, practical: float) -> Curve | None:
     finite = [(point.level / steps, point.seed, loss) for point, loss in known if loss is not None]
     rows = pd.DataFrame(finite, columns=["lambda", "seed", "loss"])
     rows["lambda"] = rows["lambda"].round(SAME_LEVEL)
-    levels = np.arange(steps + 1) / steps
-    return fit(rows, levels, practical) if rows["lambda"].nunique() >= 3 else None
+    return fit(rows, np.arange(steps + 1) / steps, practical) if rows["lambda"].nunique() >= 3 else None
 
 
-@lru_cache(maxsize=1024)
-def _estimated(known: Known, steps: int, practical: float) -> Optimum | None:
-    curve = _fitted(known, steps, practical)
-    return summarise(curve, np.arange(steps + 1) / steps, practical) if curve else None
-
-
-@lru_cache(maxsize=1024)
-def _chosen(
-    known: Known, steps: int, practical: float, prices: tuple[tuple[Run, float], ...], count: int
-) -> tuple[Run, ...]:
-    curve, price = _fitted(known, steps, practical), dict(prices)
-    assert curve is not None
-    return tuple(choose(curve, np.arange(steps + 1) / steps, list(price), count, price.__getitem__))
+def _levels(spec: SweepSpec) -> Array:
+    return np.arange(spec.search.ladder + 1) / spec.search.ladder
 
 
 def enough(spec: SweepSpec, optimum: Optimum) -> str | None:

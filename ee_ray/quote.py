@@ -1,6 +1,7 @@
 """What a sweep will cost before anything trains: stages, tokens, the factor that sharing saves, disk, time."""
 
 import os
+from collections import Counter
 from typing import Any
 
 from ee_ray.data.pack import VOCAB_SIZE
@@ -33,6 +34,23 @@ def epochs(sweep: Sweep) -> dict[str, float | None]:
     return {role: round(asked[role] / pool.train_windows, 4) if pool else None for role, pool in pools.items()}
 
 
+def _stages(ledger: Ledger) -> list[dict[str, Any]]:
+    sharers = Counter(key for trial in ledger.trials for key in distinct([trial]))
+    return [
+        {
+            "key": key,
+            "kind": stage.kind,
+            "parent": stage.parent,
+            "tokens": stage.identity.tokens,
+            "steps": stage.identity.steps,
+            "warmup_steps": stage.identity.warmup_steps,
+            "status": "cached" if key in ledger.records else "planned",
+            "shared_by": sharers[key],
+        }
+        for key, stage in distinct(ledger.trials).items()
+    ]
+
+
 def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
     """The plan as JSON, schema 1.
 
@@ -41,13 +59,13 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
     """
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     stages = distinct(ledger.trials)
-    sharers = [key for trial in ledger.trials for key in distinct([trial])]
-    shared = {key: sharers.count(key) for key in stages}
     to_train = sum(stage.identity.tokens for key, stage in stages.items() if key not in ledger.records)
     total = sum(stage.identity.tokens for stage in stages.values())
     trialwise = trialwise_tokens(ledger.trials)
-    later = 0 if ledger.decision.stop else sweep.spec.search.max_trials - len(ledger.trials)
+    search = sweep.spec.search
+    later = 0 if ledger.decision.stop else max(search.max_trials - len(ledger.trials), 0)
     dearest = max(sum(s.identity.tokens for s in distinct([trial]).values()) for trial in ledger.trials)
+    room = max(search.max_tokens - total, 0) if search.max_tokens else later * dearest
     params = parameters(sweep.spec.model_config_fields, VOCAB_SIZE)
     rate, rate_source = _rate(sweep, ledger, params)
     execution = sweep.spec.execution
@@ -62,24 +80,12 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
         "schema": 1,
         "sweep": sweep.spec.name,
         "setting": sweep.spec.setting,
-        "stages": [
-            {
-                "key": key,
-                "kind": stage.kind,
-                "parent": stage.parent,
-                "tokens": stage.identity.tokens,
-                "steps": stage.identity.steps,
-                "warmup_steps": stage.identity.warmup_steps,
-                "status": "cached" if key in ledger.records else "planned",
-                "shared_by": shared[key],
-            }
-            for key, stage in stages.items()
-        ],
+        "stages": _stages(ledger),
         "tokens": {
             "to_train": to_train,
             "trialwise": trialwise,
             "saved_factor": round(trialwise / total, 3),
-            "later_at_most": later * dearest,
+            "later_at_most": min(later * dearest, room),
         },
         "search": {
             "trials": len(ledger.trials),

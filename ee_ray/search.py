@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE
-from ee_ray.ledger import Ledger, note_found, settled, trial_rows
+from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide
 from ee_ray.spec import SweepSpec
@@ -74,17 +74,18 @@ class LadderSampler(BaseSampler):
 class LadderSearch(OptunaSearch):  # type: ignore[misc]
     """OptunaSearch that waits for a round to end before it starts the next, and ends the sweep when told to stop."""
 
-    def __init__(self, spec: SweepSpec, ledger: Ledger, storage: optuna.storages.BaseStorage, study: str):
-        self.spec, self.prices, self.results = spec, ledger.prices, dict(ledger.results)
+    def __init__(self, job: Job, ledger: Ledger, storage: optuna.storages.BaseStorage, study: str):
+        self.job, self.spec, self.prices, self.results = job, job.spec, ledger.prices, dict(ledger.results)
+        self.store = Store(job.storage)
         self.running: dict[str, Point] = {}
         self.lost: set[Point] = set()  # failed for want of something: for the next run to try, and no result till then
         self.overran: str | None = None
         self.started = time.monotonic()
-        self.gpu_seconds = sum(gpu_seconds(spec, record) for record in ledger.records.values())
-        self.decision = decide(spec, self.results, self.prices)
+        self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
+        self.decision = ledger.decision
         self.space: dict[str, BaseDistribution] = {
-            "level": IntDistribution(0, spec.search.ladder),
-            "seed": CategoricalDistribution(spec.search.seeds),
+            "level": IntDistribution(0, job.spec.search.ladder),
+            "seed": CategoricalDistribution(job.spec.search.seeds),
         }
         sampler = LadderSampler(self)
         super().__init__(
@@ -108,26 +109,23 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         busy = self.lost.union(self.running.values())
         return [point for point in self.decision.outstanding if point not in busy]
 
-    def ending(self) -> str | None:
-        """Why no further trial begins: the search has enough, time is spent, or a round cannot be completed."""
+    def ends(self) -> bool:
+        """No further trial begins: the search has enough, time is spent, or a round cannot be completed."""
         self.overran = self.overran or self.overrun()
         stuck = self.lost and not self.running and not self.queue()
-        lost = (
-            f"{len(self.lost)} runs failed for want of something: the same command tries them again" if stuck else None
-        )
-        return self.decision.stop or self.overran or lost
+        return bool(self.decision.stop or self.overran or stuck)
 
     def overrun(self) -> str | None:
         """The budget of time that is spent, if one is. Runs that have begun are finished."""
         limits, hours = self.spec.search, (time.monotonic() - self.started) / 3600
         if limits.max_hours and hours >= limits.max_hours:
             return f"max_hours {limits.max_hours:g} of this command are spent"
-        if limits.max_gpu_hours and self.gpu_seconds / 3600 >= limits.max_gpu_hours:
+        if limits.max_gpu_hours and sum(self.gpu_seconds.values()) / 3600 >= limits.max_gpu_hours:
             return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
         return None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.ending():
+        if self.ends():
             finished: str = Searcher.FINISHED
             return finished
         if not self.queue():
@@ -147,13 +145,18 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             self.results[point] = None if failed else float(value)
         else:
             self.lost.add(point)
-        self.gpu_seconds += (result or {}).get("gpu_seconds", 0.0)
+        for key in distinct([self.job.trial(asdict(point))]):
+            if record := self.store.record(key):
+                self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
-        self.decision = decide(self.spec, self.results, self.prices)
+        self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
+        note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
 
 
-def gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time of a published stage, seconds: what it trained and evaluated, on the GPUs that the spec gives it."""
+def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, on the GPUs of its spec."""
+    if record["sweep"] != spec.name:
+        return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
     return busy * spec.execution.workers * spec.execution.gpus_per_worker
 
@@ -164,8 +167,7 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     folder = Store(job.storage).sweep(job.spec.name)
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-    note_found(job.spec, job.data, Store(job.storage))
-    return LadderSearch(job.spec, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
+    return LadderSearch(job, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 
 
 def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -178,12 +180,7 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
     told: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ret", "L_ft", "L_pre") if name in row}
-    told |= {
-        "failed_stages": len(failures),
-        "settled": done,
-        "gpu_seconds": sum(gpu_seconds(job.spec, r) for r in records.values()),
-    }
-    return {METRIC: math.nan if value is None else value, **told}
+    return {METRIC: math.nan if value is None else value, **told, "failed_stages": len(failures), "settled": done}
 
 
 def _published(store: Store, trial: Trial) -> list[str]:

@@ -4,7 +4,7 @@
     data/<fingerprint>/           prepared corpora
     stages/<key>/                 weights.safetensors, metrics.parquet, record.json
     failures/<key>.json           evidence of a stage that failed
-    sweeps/<name>/                the resolved spec, the Optuna study, logs of runs
+    sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
 
 A stage is drafted beside its place and published by one rename of the whole folder, with record.json written last: a
 folder under stages/ is whole or not there. Of two writers of one key the first wins and the other's draft goes.

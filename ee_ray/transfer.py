@@ -4,7 +4,7 @@
 
 n is a size, such as tokens of D_post; b is the shift for each doubling and s what sizes do not explain. Each sweep enters
 with its whole posterior of lambda*, so a sweep that is unsure pulls little. a, b and s are summed over a grid under weak
-priors, exactly: with two or three sweeps any point estimate would be a fiction.
+priors: with two or three sweeps any point estimate would be a fiction.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,9 @@ FINE = np.linspace(0, 1, 129)
 AT_MIDDLE = np.linspace(-0.5, 1.5, 61)  # a, at the sizes' geometric mean; flat prior
 SHIFTS = np.linspace(-0.45, 0.45, 37)  # b, per doubling
 SHIFT_SD = 0.1  # of its normal prior: an optimum that crosses half of [0, 1] in five doublings is ordinary
-SCATTERS = np.array([0.02, 0.05, 0.1, 0.2])  # s; equal prior weights
+SCATTERS = np.array(
+    [0.05, 0.1, 0.2]
+)  # s; equal prior weights; above the steps of the grid, or sharp sweeps fall between
 
 
 @dataclass(frozen=True)

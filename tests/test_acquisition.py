@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ee_ray.acquisition import choose
+from ee_ray.acquisition import _candidates, choose
 from ee_ray.curve import Curve, fit
 from ee_ray.optimum import summarise
 
@@ -49,6 +49,14 @@ def test_a_new_seed_enters_with_two_levels_for_its_first_alone_teaches_nothing()
     fresh = [run for run in EVERY if run[1] == 3]
     chosen = choose(seen(ANCHORS), LADDER, fresh, 1, even)
     assert len(chosen) == 2 and len({level for level, _ in chosen}) == 2
+
+
+def test_a_fine_ladder_makes_no_more_pairs_of_a_new_seed_than_a_coarse_one():
+    left = [(level, seed) for seed in (3, 4) for level in range(257)]
+    pairs = list(_candidates(left, {}))
+    assert len(pairs) == 17 * 16 // 2
+    assert {seed for pair in pairs for _, seed in pair} == {3}
+    assert {0, 256} <= {level for pair in pairs for level, _ in pair}
 
 
 def test_when_all_is_tried_nothing_is_chosen():

@@ -33,9 +33,10 @@ def loss(point: Point) -> float:
 
 def played(of: SweepSpec, results: dict | None = None, lose: tuple[Point, ...] = ()) -> tuple[dict, str]:
     """Train what is asked for until the search stops; points in `lose` fail."""
-    results = dict(results or {})
-    while not (decision := decide(of, results, prices(of))).stop:
+    results, rounds = dict(results or {}), {}
+    while not (decision := decide(of, results, prices(of), rounds)).stop:
         results |= {point: None if point in lose else loss(point) for point in decision.outstanding}
+        rounds = decision.rounds
     return results, decision.stop
 
 
@@ -58,6 +59,25 @@ def test_a_search_resumed_anywhere_ends_as_if_it_had_never_stopped(known):
     results, stop = played(spec())
     cut = dict(list(results.items())[:known])
     assert played(spec(), cut) == (results, stop)
+
+
+def test_rounds_that_are_remembered_give_the_search_that_choosing_again_gives():
+    results, stop = played(spec())
+    anew = decide(spec(), results, prices(spec()))
+    again = decide(spec(), results, prices(spec()), anew.rounds)
+    assert (again.visited, again.stop) == (anew.visited, stop)
+
+
+def test_what_was_chosen_and_trained_stays_in_the_search_whatever_would_be_chosen_now():
+    """As after a release with another model: the remembered round is not what this one would choose."""
+    of = spec(max_trials=8)
+    results = {point: loss(point) for point in anchors(of)}
+    first = decide(of, results, prices(of))
+    (key,) = first.rounds
+    other = [Point(level, 0) for level in range(1, 16) if Point(level, 0) not in first.outstanding][:2]
+    results |= {point: loss(point) for point in other}
+    assert decide(of, results, prices(of), {key: other}).visited[-2:] == other
+    assert set(decide(of, results, prices(of)).visited).isdisjoint(other)
 
 
 def test_a_longer_search_goes_on_from_a_shorter_one():

@@ -11,6 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from conftest import CORPORA, Place, ray_environment
 
+from ee_ray.ledger import read_ledger
+from ee_ray.search import Job, LadderSearch, open_search
+from ee_ray.sweep import open_sweep
+
 
 def test_a_sweep_ends_with_a_verdict_and_a_report(finished):
     summary = finished.summary()
@@ -202,6 +206,45 @@ def test_a_search_may_be_stopped_by_the_clock_and_the_same_command_goes_on(finis
     assert not place.numbers()
     place.ee_ray("run", place.write(), "--local")
     assert place.numbers() == finished.numbers()
+
+
+def test_the_plan_promises_no_more_than_the_token_budget(tmp_path):
+    fresh = Place(tmp_path)
+    plain = fresh.json("plan", fresh.write(), "--json")["tokens"]
+    certain, later = plain["to_train"], plain["later_at_most"]
+    assert later > 3000
+    tight = fresh.json("plan", fresh.write(search__max_tokens=certain + 3000), "--json")["tokens"]
+    assert (tight["to_train"], tight["later_at_most"]) == (certain, 3000)
+
+
+def test_gpu_hours_are_counted_once_a_stage_and_only_for_the_sweep_that_trained_it(copy):
+    """On a machine without a GPU: the stages stay as they are, the spec says that each had one."""
+    sweep = open_sweep(copy.folder / copy.write(execution__gpus_per_worker=1.0), copy.folder / "store")
+    trained = sum(copy.store.record(key)["seconds"][part] for key in copy.numbers() for part in ("train", "evaluate"))
+
+    def search(most: float, name: str = "tiny") -> LadderSearch:
+        limits = sweep.spec.search.model_copy(update={"max_gpu_hours": most / 3600})
+        spec = sweep.spec.model_copy(update={"search": limits, "name": name})
+        return open_search(Job(spec, sweep.data, str(copy.store.root)), read_ledger(spec, sweep.data, copy.store))
+
+    assert search(trained * 1.01).overrun() is None
+    assert "max_gpu_hours" in search(trained * 0.99).overrun()
+    assert search(trained * 0.01, name="other").overrun() is None
+
+
+def test_a_search_notes_what_it_chose_and_can_do_without_the_note(copy):
+    notes = copy.folder / "store/sweeps/tiny/search.json"
+    before, noted = copy.summary(), json.loads(notes.read_text())
+    assert sum(map(len, noted["rounds"].values())) >= 2
+    notes.unlink()
+    copy.ee_ray("report", "tiny.yaml")
+    assert copy.summary() == before
+
+
+def test_noise_tells_of_stages_that_failed(tmp_path):
+    place = Place(tmp_path)
+    done = place.ee_ray("noise", place.write(model__rms_norm_eps=-1.0), "--local", status=2)
+    assert "gradient norm nan at step" in done.stderr and "nothing to judge noise by" in done.stderr
 
 
 @pytest.mark.parametrize(
