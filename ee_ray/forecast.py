@@ -13,7 +13,7 @@ import numpy as np
 from ee_ray.curve import Array, Curve, noise_covariance
 from ee_ray.plan import Point, Prices
 from ee_ray.propose import enough, estimate, fitted, next_round
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 
 FUTURES = 12
 RUNS_PER_ROUND = 4  # coarser than the search's own rounds may be: a forecast need not be exact to a run

@@ -9,7 +9,7 @@ import pandas as pd
 from ee_ray.objective import objective
 from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import Decision, Rounds, decide
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 NOTES = "search.json"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ee_ray.frontier import pareto
-from ee_ray.spec import Objective
+from ee_ray.spec.search import Objective
 
 Rows = Sequence[Mapping[str, Any]]
 

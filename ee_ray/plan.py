@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ee_ray.spec import Finetune, Posttrain, Pretrain, SweepSpec
+from ee_ray.spec.stages import Finetune, Posttrain, Pretrain
+from ee_ray.spec.sweep import SweepSpec
 
 # Part of every key: bump it when training or evaluation changes in a way that changes numbers.
 STAGE_VERSION = 1

@@ -18,7 +18,7 @@ from ee_ray.acquisition import choose
 from ee_ray.curve import SAME_LEVEL, Array, Curve, fit
 from ee_ray.optimum import Optimum, locate, summarise
 from ee_ray.plan import Point, Prices, key_of
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 
 # A run whose stages are all in the store still takes a place in a round: it is priced at this part of a whole one.
 LEAST_COST = 0.02

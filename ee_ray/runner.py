@@ -28,7 +28,7 @@ from ray.train.torch import TorchTrainer
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.cluster import NAMESPACE
 from ee_ray.errors import Diverged, UserError, Withdrawn
-from ee_ray.spec import Execution
+from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.train import World

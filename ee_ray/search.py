@@ -29,7 +29,7 @@ from ee_ray.cluster import NAMESPACE
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 POLL_SECONDS = 0.25

@@ -10,7 +10,9 @@ from ee_ray.data import sources
 from ee_ray.data.pack import Packed, identities, open_packed, pack, shortfalls
 from ee_ray.errors import UserError
 from ee_ray.plan import budgets, key_of
-from ee_ray.spec import ROLES, Source, SweepSpec, load_sweep
+from ee_ray.spec.data import ROLES, Source
+from ee_ray.spec.load import load_sweep
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 # What is quicker to prepare than to talk about: `plan` prepares sources up to this size itself.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.plan import Point, build_trial, distinct
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
 SPEC = SweepSpec.model_validate(tiny())

@@ -13,7 +13,8 @@ from ee_ray.data import builtin, sources
 from ee_ray.data.pack import END, identities, open_packed, pack, shortfalls
 from ee_ray.errors import UserError
 from ee_ray.plan import budgets, key_of
-from ee_ray.spec import Source, SweepSpec
+from ee_ray.spec.data import Source
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import open_sweep, prepare
 
 TEXTS = ["alpha beta", "gamma, delta: größer", "one\ntwo", "épsilon", "zeta " * 30]

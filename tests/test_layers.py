@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "spec",
+    "errors", "spec.strict", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
     "data.builtin", "data.order", "data.sources", "data.pack",
     "plan", "store", "board",
     "model", "evaluate", "train", "stage",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ee_ray.objective import describe, matched, objective, observed, others, reachable
-from ee_ray.spec import Objective
+from ee_ray.spec.search import Objective
 
 RATES = (1e-4, 3e-4, 1e-3)
 ROWS = [

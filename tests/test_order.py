@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ee_ray.data.order import Run, interleave, permutation, schedule, windows
 from ee_ray.plan import allocate
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 
 seeds = st.integers(0, 2**40)
 

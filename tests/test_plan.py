@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, tiny
 
 from ee_ray.plan import Point, allocate, build_trial, distinct, encode, key_of, parameters, trialwise_tokens
-from ee_ray.spec import SweepSpec, load_sweep
+from ee_ray.spec.load import load_sweep
+from ee_ray.spec.sweep import SweepSpec
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
 

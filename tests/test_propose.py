@@ -10,7 +10,7 @@ from ee_ray.forecast import FUTURES, forecast
 from ee_ray.ledger import settled
 from ee_ray.plan import Point, Prices, build_trial
 from ee_ray.propose import anchors, decide, estimate
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
 

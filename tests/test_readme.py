@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, Place
 
 from ee_ray.cli import main
-from ee_ray.spec import load_sweep
+from ee_ray.spec.load import load_sweep
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^ {4}(ee-ray .*)$", README, re.MULTILINE)]

@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT, TINY, ee_ray, tiny
 
 from ee_ray.errors import UserError
-from ee_ray.spec import SweepSpec, load_sweep
+from ee_ray.spec.load import load_sweep
+from ee_ray.spec.sweep import SweepSpec
 
 
 def problems(path) -> list[str]:

@@ -11,7 +11,7 @@ from conftest import ROOT, tiny
 
 from ee_ray.errors import UserError
 from ee_ray.plan import Point, build_trial
-from ee_ray.spec import SweepSpec
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import RECORD, Store
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}

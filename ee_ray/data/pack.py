@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ee_ray.data import sources
 from ee_ray.data.order import Indices
 from ee_ray.errors import UserError
-from ee_ray.spec import Source, SweepSpec
+from ee_ray.spec.data import Source
+from ee_ray.spec.sweep import SweepSpec
 
 PACK_VERSION = 1
 VOCAB_SIZE = 256  # the bytes tokenizer; byte 0 does not occur in text and ends each document

@@ -11,7 +11,7 @@ from pyarrow import ArrowInvalid
 
 from ee_ray.data.builtin import BUILTIN_VERSION, DOMAINS, documents
 from ee_ray.errors import UserError
-from ee_ray.spec import Source
+from ee_ray.spec.data import Source
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 

@@ -1,0 +1,1 @@
+"""A sweep is a file; these are its fields."""

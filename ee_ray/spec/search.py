@@ -1,0 +1,78 @@
+"""The `search:` and `objective:` parts of a spec: where to look, what to minimise, and when to stop."""
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ee_ray.spec.strict import Positive, Strict
+
+
+class Search(Strict):
+    """Where to look. `ladder` steps make ladder + 1 levels of lambda; anchors are tried first, with the first
+    `anchor_seeds` of the seeds.
+
+    After the anchors, rounds of `runs_per_round` (level, seed) runs are chosen where they teach most about the best
+    level, until its 95% interval is no wider than `ci_width`, or a budget is spent: `max_trials` runs, `max_tokens`
+    trained, `max_hours` of one command's wall time, `max_gpu_hours`. Rounds are fixed by the spec, not by the machine,
+    so that any number of workers makes the same choices: a cluster asks for as many runs a round as it can train.
+    """
+
+    ladder: Annotated[int, Field(ge=2, le=256)] = 16
+    anchors: Annotated[list[float], Field(min_length=3)] = [0.0, 0.5, 1.0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4, 5, 6, 7]
+    anchor_seeds: Positive = 2
+    runs_per_round: Positive = 2
+    max_trials: Positive = 40
+    max_tokens: Positive | None = None
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @field_validator("anchors")
+    @classmethod
+    def _inside(cls, anchors: list[float]) -> list[float]:
+        if outside := [a for a in anchors if not 0 <= a <= 1]:
+            raise ValueError(f"lambda must lie in [0, 1], got {', '.join(f'{a:g}' for a in outside)}")
+        return anchors
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Search":
+        off = [a for a in self.anchors if (Fraction(str(a)) * self.ladder).denominator != 1]
+        if off:
+            raise ValueError(f"anchors {off} are not multiples of 1/{self.ladder}, the ladder's step")
+        if len(set(self.anchors)) != len(self.anchors) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("anchors and seeds must not repeat a value")
+        if not {0.0, 1.0} <= set(self.anchors):
+            raise ValueError("anchors must hold 0 and 1: the gain over both extremes is part of the answer")
+        need = len(self.anchors) * len(self.seeds[: self.anchor_seeds])
+        if self.max_trials < need:
+            raise ValueError(f"max_trials {self.max_trials} is less than anchors x anchor_seeds = {need}")
+        return self
+
+    @property
+    def anchor_levels(self) -> list[int]:
+        return [int(Fraction(str(a)) * self.ladder) for a in self.anchors]
+
+
+class Objective(Strict):
+    """What lambda* minimises, in nats. Differences below `practical` do not matter to the user.
+
+    L_ret           retained loss after fine-tuning at `finetune_lr`
+    L_im            immediate loss, before fine-tuning
+    L_ret_matched   retained loss where fine-tuning has come down to `finetune_loss`, between a recipe's own rates
+    weighted        the sum of `weights` times L_ret, L_ft, L_pre and L_im, fine-tuned at `finetune_lr`
+    """
+
+    loss: Literal["L_ret", "L_im", "L_ret_matched", "weighted"] = "L_ret"
+    finetune_lr: float
+    finetune_loss: Annotated[float, Field(gt=0)] | None = None
+    weights: dict[Literal["L_ret", "L_ft", "L_pre", "L_im"], float] | None = None
+    practical: Annotated[float, Field(gt=0)] = 0.01
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Objective":
+        for loss, name in (("L_ret_matched", "finetune_loss"), ("weighted", "weights")):
+            if (self.loss == loss) != bool(getattr(self, name)):
+                raise ValueError(f"{name} goes with loss: {loss}, and loss: {loss} needs it")
+        return self
