@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ee_ray.plan import Stage
+from ee_ray.identity import Stage
 
 ATTEMPTS = 3
 State = Literal["waiting", "running", "done", "failed"]
@@ -18,11 +18,12 @@ State = Literal["waiting", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is asked to do: a stage, for which sweep, in which micro-batches."""
+    """What a worker is asked to do: a stage, for which sweep, in which micro-batches, saving its state how often."""
 
     stage: Stage
     sweep: str
     micro_batch: int | None
+    checkpoint_seconds: float
 
 
 @dataclass

@@ -106,11 +106,12 @@ def _plan_text(quotation: dict[str, Any]) -> str:
 @_sweep_command
 def prepare(spec: str, storage: str) -> None:
     """Split, tokenize and pack the data of SPEC."""
+    from ee_ray.spec.data import ROLES
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
     _prepare(sweep)
-    for role in sweep.data:
+    for role in ROLES:
         packed = sweep.packed(role)
         assert packed is not None
         click.echo(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip

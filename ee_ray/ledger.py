@@ -8,13 +8,13 @@ import pandas as pd
 
 from ee_ray.objective import objective
 from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Decision, Rounds, decide
+from ee_ray.propose import Decision, Rounds, decide, leading
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 NOTES = "search.json"
 COLUMNS = [
-    "lambda", "seed", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
+    "lambda", "seed", "choice", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
     "pretrain_key", "posttrain_key", "finetune_key",
 ]  # fmt: skip
 
@@ -34,6 +34,12 @@ class Ledger:
     records: dict[str, dict[str, Any]]
     decision: Decision
     prices: Prices
+    choice: int
+
+    @property
+    def leading_rows(self) -> pd.DataFrame:
+        """Rows of the choice in which lambda* is sought."""
+        return self.rows[self.rows["choice"] == self.choice]
 
 
 def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +54,7 @@ def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str,
         losses = record["losses"]
         keys = (trial.pretrain.key, trial.posttrain.key if trial.posttrain else None, stage.key)
         values = (upstream["losses"]["post"], losses["post"], losses["ft"], losses["pre"])
-        place = (trial.point.level / spec.search.ladder, trial.point.seed, rate)
+        place = (trial.point.level / spec.search.ladder, trial.point.seed, trial.point.choice, rate)
         rows.append(dict(zip(COLUMNS, (*place, *values, *keys), strict=True)))
     return rows
 
@@ -85,7 +91,7 @@ def recall(spec: SweepSpec, data: Mapping[str, str], store: Store) -> tuple[froz
 
 def note(spec: SweepSpec, data: Mapping[str, str], store: Store, found: frozenset[str], rounds: Rounds) -> None:
     """Write down what `recall` reads. Losing it loses only prices and time: rounds can be chosen again."""
-    runs = {key: [[point.level, point.seed] for point in points] for key, points in rounds.items()}
+    runs = {key: [[point.level, point.seed, point.choice] for point in points] for key, points in rounds.items()}
     store.write_sweep(spec.name, NOTES, {"search": sweep_key(spec, data), "found": sorted(found), "rounds": runs})
 
 
@@ -120,4 +126,6 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
         if not fresh:
             flat = [row for point in trials for row in rows[point]]
             frame = pd.DataFrame(flat, columns=COLUMNS)
-            return Ledger(list(trials.values()), frame, results, failures, records, decision, prices)
+            return Ledger(
+                list(trials.values()), frame, results, failures, records, decision, prices, leading(spec, results)
+            )

@@ -1,4 +1,4 @@
-"""Models are transformers' own classes, built from a config; weights travel as full-precision safetensors."""
+"""Models are transformers' own classes, built from a config or a checkpoint; weights travel as full-precision safetensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,26 +7,38 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_model, save_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ee_ray.errors import UserError
 
+HEAD = "lm_head.weight"
 
-def build_config(fields: Mapping[str, Any], vocab_size: int, sequence_length: int) -> PretrainedConfig:
-    """The transformers config of a sweep's `model:` fields.
+
+def build_config(
+    fields: Mapping[str, Any], vocab_size: int, sequence_length: int, checkpoint: Path | None = None
+) -> PretrainedConfig:
+    """The transformers config of a sweep's `model:` fields, or of a checkpoint with `fields` changed.
 
     Raises:
-        UserError: unknown model type or field, or values that the architecture refuses.
+        UserError: unknown model type or field, values that the architecture refuses, or a checkpoint with a vocabulary
+            smaller than the tokenizer's.
     """
-    settings = {**fields, "vocab_size": vocab_size, "max_position_embeddings": sequence_length, "use_cache": False}
-    model_type = settings.pop("model_type")
+    settings = dict(fields)
     try:
+        if checkpoint:
+            config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint, use_cache=False, **settings)
+            if config.vocab_size < vocab_size:
+                raise UserError(f"model.checkpoint: its vocabulary of {config.vocab_size} is smaller than the tokenizer's {vocab_size}: use the checkpoint's own tokenizer")  # fmt: skip
+            return config
+        model_type = settings.pop("model_type")
         known = AutoConfig.for_model(model_type)
-        unknown = [name for name in fields if not hasattr(known, name)]
+        unknown = [name for name in settings if not hasattr(known, name)]
         if unknown:
             raise UserError(f"model: transformers' {model_type} config has no {', '.join(unknown)}")
-        return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        sizes = {"vocab_size": vocab_size, "max_position_embeddings": sequence_length, "use_cache": False}
+        return AutoConfig.for_model(model_type, **settings, **sizes)
+    except (ValueError, TypeError, AttributeError, OSError, StrictDataclassError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from None
 
 
@@ -45,9 +57,29 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
         raise UserError(f"model: cannot be built: {' '.join(str(error).split())}") from None
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
+def load_checkpoint(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a checkpoint folder, in full precision. Only safetensors are read, never pickles."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
     save_model(model, str(path))
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    load_model(model, path, strict=True)
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Read `path` into the model. A head that is no longer tied starts as the embedding that it was tied to.
+
+    Raises:
+        ValueError: a tensor is missing or unknown.
+    """
+    missing, unexpected = load_model(model, path, strict=False)
+    if set(missing) == {HEAD}:
+        with torch.no_grad():
+            embedding = model.get_input_embeddings().weight
+            assert isinstance(embedding, torch.Tensor)
+            model.get_parameter(HEAD).copy_(embedding)
+    elif missing or unexpected:
+        raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(unexpected)}")

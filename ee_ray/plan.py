@@ -1,133 +1,39 @@
-"""From a sweep and one (lambda level, seed) to the stages that must exist: integer windows, keys, cost. Pure.
-
-A stage's key is a hash of everything that can change its numbers, its parent's key included, and of nothing else.
-What cannot change them (workers, micro-batch, paths, the sweep's name) never reaches this module's identities.
-"""
+"""From a sweep and one point of its search to the stages that must exist: integer windows, keys, cost. Pure."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ee_ray.spec.stages import Finetune, Posttrain, Pretrain
+from ee_ray.identity import Course, Kind, Part, Stage, StageIdentity, key_of, stage_of
+from ee_ray.spec.model import Checkpoint
+from ee_ray.spec.stages import Exposure, Finetune, Lora, Posttrain, Pretrain
 from ee_ray.spec.sweep import SweepSpec
-
-# Part of every key: bump it when training or evaluation changes in a way that changes numbers.
-STAGE_VERSION = 1
-Kind = Literal["pretrain", "posttrain", "finetune"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Windows [start, stop) of one corpus, by cursor through its seeded order (see data/order.py)."""
-
-    role: str
-    data: str
-    start: int
-    stop: int
-    order_seed: int
-
-
-@dataclass(frozen=True)
-class StageIdentity:
-    """Every field that can change a stage's numbers, and no other. Losses are evaluated on `heldout` (role, data)."""
-
-    kind: Kind
-    parent: str | None
-    model: Mapping[str, Any]
-    seed: int
-    parts: tuple[Part, ...]
-    heldout: tuple[tuple[str, str], ...]
-    heldout_windows: int
-    sequence_length: int
-    global_batch_size: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    precision: str
-    version: int = STAGE_VERSION
-
-    def payload(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @property
-    def windows(self) -> int:
-        return sum(part.stop - part.start for part in self.parts)
-
-    @property
-    def tokens(self) -> int:
-        return self.windows * self.sequence_length
-
-    @property
-    def steps(self) -> int:
-        return -(-self.windows // self.global_batch_size)
-
-
-def encode(value: Any, where: str = "payload") -> Any:
-    """A canonical JSON-ready copy of a payload.
-
-    Raises:
-        TypeError: for anything whose text is not its identity: callables, arbitrary objects, NaN, and floats where
-            allocations are counted (`start`, `stop`).
-    """
-    if isinstance(value, Mapping):
-        return {str(key): encode(item, f"{where}.{key}") for key, item in sorted(value.items())}
-    if isinstance(value, (list, tuple)):
-        return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        if where.rsplit(".", 1)[-1] in ("start", "stop"):
-            raise TypeError(f"{where}: allocations are integers of windows, got {value!r}")
-        return value
-    raise TypeError(f"{where}: {type(value).__name__} cannot be part of an identity")
-
-
-def key_of(payload: Mapping[str, Any]) -> str:
-    """16 hex digits of SHA-256 over the canonical JSON of the payload."""
-    text = json.dumps(encode(payload), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One node of the tree: an identity and its key."""
-
-    identity: StageIdentity
-    key: str
-
-    @property
-    def kind(self) -> Kind:
-        return self.identity.kind
-
-    @property
-    def parent(self) -> str | None:
-        return self.identity.parent
-
-
-def _stage(identity: StageIdentity) -> Stage:
-    return Stage(identity, key_of(identity.payload()))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One unit of search: a level of the ladder and a seed. lambda = level / ladder."""
+    """One unit of search: a level of the ladder, a seed, and which of the sweep's choices. lambda = level / ladder."""
 
     level: int
     seed: int
+    choice: int = 0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One upstream recipe and its fan-out of fine-tuning learning rates."""
+    """One upstream recipe and its fan-out of fine-tuning learning rates. Pretraining is one stage, or a chain of them where
+    D_post is mixed into a window of it."""
 
     point: Point
-    pretrain: Stage
+    pretrains: tuple[Stage, ...]
     posttrain: Stage | None
     finetunes: tuple[tuple[float, Stage], ...]
+
+    @property
+    def pretrain(self) -> Stage:
+        return self.pretrains[-1]
 
     @property
     def upstream(self) -> Stage:
@@ -136,13 +42,14 @@ class Trial:
 
     @property
     def stages(self) -> list[Stage]:
-        head = [self.pretrain, self.posttrain] if self.posttrain else [self.pretrain]
-        return [*head, *(stage for _, stage in self.finetunes)]
+        head = [self.posttrain] if self.posttrain else []
+        return [*self.pretrains, *head, *(stage for _, stage in self.finetunes)]
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """D_post's windows by stage, and what D_pre keeps: exposed + post = the budget, always."""
+    """D_post's windows by stage, and what D_pre keeps. Compute-matched: exposed + post = the budget, always (paper, 4.2).
+    Varying: post is the whole budget whatever was exposed (4.1)."""
 
     pre: int
     exposed: int
@@ -150,13 +57,13 @@ class Allocation:
 
 
 def allocate(spec: SweepSpec, level: int) -> Allocation:
-    """Split the budget of D_post at `level` of the ladder, in whole windows (paper, section 4.2)."""
+    """Split the budget of D_post at `level` of the ladder, in whole windows."""
     budget = spec.stages.posttrain.tokens // spec.sequence_length
     exposed = budget * level // spec.search.ladder
     pre = spec.stages.pretrain.tokens // spec.sequence_length
     if spec.stages.pretrain.mixing == "replace":
-        pre -= exposed
-    return Allocation(pre=pre, exposed=exposed, post=budget - exposed)
+        pre -= exposed * spec.stages.pretrain.exposure.passes
+    return Allocation(pre=pre, exposed=exposed, post=budget if spec.setting == "varying" else budget - exposed)
 
 
 def warmup(asked: int, steps: int) -> int:
@@ -164,34 +71,126 @@ def warmup(asked: int, steps: int) -> int:
     return max(1, min(asked, steps // 10))
 
 
-def _identity(
-    spec: SweepSpec,
-    kind: Kind,
-    settings: Pretrain | Posttrain | Finetune,
-    learning_rate: float,
-    parent: Stage | None,
-    parts: list[Part],
-    heldout: dict[str, str],
-    seed: int,
-) -> StageIdentity:
-    kept = tuple(part for part in parts if part.stop > part.start)
-    steps = -(-sum(part.stop - part.start for part in kept) // settings.global_batch_size)
-    return StageIdentity(
-        kind=kind,
-        parent=parent.key if parent else None,
-        model=spec.model_config_fields,
-        seed=seed,
-        parts=kept,
-        heldout=tuple(sorted(heldout.items())),
-        heldout_windows=spec.data.heldout_windows,
-        sequence_length=spec.sequence_length,
-        global_batch_size=settings.global_batch_size,
-        learning_rate=learning_rate,
-        min_learning_rate=settings.min_learning_rate,
-        warmup_steps=warmup(settings.warmup_steps, steps),
-        weight_decay=settings.weight_decay,
-        precision=spec.precision,
-    )
+def _whole_course(windows: int, settings: Pretrain | Posttrain | Finetune) -> Course:
+    batch = settings.global_batch_size
+    return Course(0, windows, windows, min(windows, batch * warmup(settings.warmup_steps, -(-windows // batch))))
+
+
+def segments(
+    exposure: Exposure, total: int, batch: int, exposed: bool, starts: Iterable[float] = ()
+) -> list[tuple[int, int, bool]]:
+    """Pretraining's course of `total` windows cut where exposure begins and, if there is any, where it ends: (begin, end,
+    whether D_post is mixed in). Cuts fall on whole global batches.
+
+    Without exposure the cut stays, so that what precedes it is shared; `starts` are those of other recipes of the sweep.
+    """
+
+    def cut(edge: float) -> int:
+        return int(edge * total) // batch * batch if edge < 1 else total
+
+    begin, end = map(cut, exposure.window)
+    shared = {cut(start) for start in starts if not exposed or cut(start) < begin}
+    cuts = sorted({0, begin, end if exposed else total, total} | shared)
+    return [(a, b, exposed and begin <= a < end) for a, b in itertools.pairwise(cuts)]
+
+
+def _starts(spec: SweepSpec) -> set[float]:
+    """Where exposure begins in any recipe that the sweep may choose."""
+    if "pretrain.exposure" not in spec.search.choices:
+        return set()
+    return {spec.chosen(number).stages.pretrain.exposure.window[0] for number in range(len(spec.choices))}
+
+
+def model_identity(spec: SweepSpec, data: Mapping[str, str]) -> dict[str, Any]:
+    """The model by its config, or by the fingerprint of the checkpoint that it starts from: never by a path."""
+    return {"checkpoint": data["model"]} if isinstance(spec.model, Checkpoint) else spec.model_config_fields
+
+
+def _untied(model: Mapping[str, Any], lora: Lora | None) -> dict[str, Any]:
+    return {**model, "tie_word_embeddings": False} if lora and "lm_head" in lora.targets else dict(model)
+
+
+class _Chain:
+    """Stages of one trial, each the child of the one before; `heldout` grows with the corpora that were seen."""
+
+    def __init__(self, spec: SweepSpec, data: Mapping[str, str], seed: int):
+        self.spec, self.data, self.seed = spec, data, seed
+        self.model: Mapping[str, Any] = model_identity(spec, data)
+        self.last: Stage | None = None
+        self.seen = {"pre": data["pre"]}
+
+    def part(self, role: str, start: int, stop: int, passes: int = 1) -> Part:
+        return Part(role, self.data[role], start, stop, self.seed, passes)
+
+    def stage(
+        self,
+        kind: Kind,
+        settings: Pretrain | Posttrain | Finetune,
+        rate: float,
+        parts: list[Part],
+        course: Course | None = None,
+        **more: Any,
+    ) -> Stage:
+        kept = tuple(part for part in parts if part.windows)
+        return stage_of(StageIdentity(
+            kind=kind,
+            parent=self.last.key if self.last else None,
+            model=self.model,
+            seed=self.seed,
+            parts=kept,
+            course=course or _whole_course(sum(part.windows for part in kept), settings),
+            heldout=tuple(sorted(self.seen.items())),
+            heldout_windows=self.spec.data.heldout_windows,
+            sequence_length=self.spec.sequence_length,
+            global_batch_size=settings.global_batch_size,
+            learning_rate=rate,
+            min_learning_rate=settings.min_learning_rate,
+            weight_decay=settings.weight_decay,
+            precision=self.spec.precision,
+            **more,
+        ))  # fmt: skip
+
+
+def _pretrains(chain: _Chain, split: Allocation) -> tuple[Stage, ...]:
+    settings = chain.spec.stages.pretrain
+    exposure, stages, cursor = settings.exposure, [], 0
+    mixed = split.exposed * exposure.passes
+    total = split.pre + (mixed if settings.mixing == "replace" else 0)
+    whole = _whole_course(total, settings)
+    for begin, end, exposed in segments(exposure, total, settings.global_batch_size, mixed > 0, _starts(chain.spec)):
+        pre = end - begin - (mixed if exposed and settings.mixing == "replace" else 0)
+        parts = [chain.part("pre", cursor, cursor + pre)]
+        if exposed:
+            parts.append(chain.part("post", 0, split.exposed, exposure.passes))
+            chain.seen["post"] = chain.data["post"]
+        course = dataclasses.replace(whole, begin=begin, end=end)
+        chain.last = chain.stage("pretrain", settings, settings.learning_rate, parts, course)
+        stages.append(chain.last)
+        cursor += pre
+    return tuple(stages)
+
+
+def _posttrain(chain: _Chain, split: Allocation) -> Stage | None:
+    """Stage 2 on [first, budget) of D_post; None where nothing is left for it (lambda = 1, paper 4.2)."""
+    spec, settings = chain.spec, chain.spec.stages.posttrain
+    chain.seen["post"] = chain.data["post"]
+    if not split.post:
+        return None
+    budget = settings.tokens // spec.sequence_length
+    replayed = round(settings.replay * (spec.stages.pretrain.tokens // spec.sequence_length) * split.post / budget)
+    parts = [
+        chain.part("post", budget - split.post, budget, settings.passes),
+        chain.part("pre", 0, replayed, settings.passes),
+    ]
+    dropout = settings.dropout.model_dump()
+    stopping = settings.early_stopping
+    chain.model = _untied(chain.model, settings.lora)
+    return chain.stage(
+        "posttrain", settings, settings.learning_rate, parts,
+        early_stopping=stopping.model_dump() if stopping else None,
+        dropout=dropout if any(dropout.values()) else None,
+        lora=settings.lora.model_dump() if settings.lora else None,
+    )  # fmt: skip
 
 
 def build_trial(spec: SweepSpec, data: Mapping[str, str], point: Point) -> Trial:
@@ -202,34 +201,21 @@ def build_trial(spec: SweepSpec, data: Mapping[str, str], point: Point) -> Trial
     seed: replicates differ in initial weights and in order, and are paired over lambda.
 
     Args:
-        data: fingerprint of each role's packed corpus.
+        data: fingerprint of each role's packed corpus, and under "model" of the checkpoint that it starts from, if any.
     """
-    split, seed, stages = allocate(spec, point.level), point.seed, spec.stages
-
-    def part(role: str, start: int, stop: int) -> Part:
-        return Part(role, data[role], start, stop, seed)
-
-    seen = {"pre": data["pre"]} | ({"post": data["post"]} if split.exposed else {})
-    pretrain = _stage(_identity(
-        spec, "pretrain", stages.pretrain, stages.pretrain.learning_rate, None,
-        [part("pre", 0, split.pre), part("post", 0, split.exposed)], seen, seed,
-    ))  # fmt: skip
-    posttrain = None
-    seen["post"] = data["post"]
-    if split.post:
-        posttrain = _stage(_identity(
-            spec, "posttrain", stages.posttrain, stages.posttrain.learning_rate, pretrain,
-            [part("post", split.exposed, split.exposed + split.post)], seen, seed,
-        ))  # fmt: skip
-    seen["ft"] = data["ft"]
-    count = stages.finetune.tokens // spec.sequence_length
+    spec = spec.chosen(point.choice)
+    chain = _Chain(spec, data, point.seed)
+    split = allocate(spec, point.level)
+    pretrains = _pretrains(chain, split)
+    posttrain = _posttrain(chain, split)
+    chain.last = posttrain or pretrains[-1]
+    chain.seen["ft"] = data["ft"]
+    settings, count = spec.stages.finetune, spec.stages.finetune.tokens // spec.sequence_length
     finetunes = tuple(
-        (rate, _stage(_identity(
-            spec, "finetune", stages.finetune, rate, posttrain or pretrain, [part("ft", 0, count)], seen, seed,
-        )))
-        for rate in stages.finetune.learning_rates
-    )  # fmt: skip
-    return Trial(point, pretrain, posttrain, finetunes)
+        (rate, chain.stage("finetune", settings, rate, [chain.part("ft", 0, count)]))
+        for rate in settings.learning_rates
+    )
+    return Trial(point, pretrains, posttrain, finetunes)
 
 
 def distinct(trials: list[Trial]) -> dict[str, Stage]:
@@ -241,7 +227,7 @@ def trialwise_tokens(trials: list[Trial]) -> int:
     """Tokens that one full path for each (trial, fine-tuning rate) would train, sharing nothing."""
     total = 0
     for trial in trials:
-        path = sum(stage.identity.tokens for stage in (trial.pretrain, trial.posttrain) if stage)
+        path = sum(stage.identity.tokens for stage in (*trial.pretrains, trial.posttrain) if stage)
         total += sum(path + stage.identity.tokens for _, stage in trial.finetunes)
     return total
 

@@ -6,6 +6,7 @@ over known results gives the same choices, so a sweep resumes from its ledger al
 same search.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,9 @@ import pandas as pd
 
 from ee_ray.acquisition import choose
 from ee_ray.curve import SAME_LEVEL, Array, Curve, fit
+from ee_ray.identity import key_of
 from ee_ray.optimum import Optimum, locate, summarise
-from ee_ray.plan import Point, Prices, key_of
+from ee_ray.plan import Point, Prices
 from ee_ray.spec.sweep import SweepSpec
 
 # A run whose stages are all in the store still takes a place in a round: it is priced at this part of a whole one.
@@ -46,7 +48,25 @@ class Decision:
 
 def anchors(spec: SweepSpec) -> list[Point]:
     search = spec.search
-    return [Point(level, seed) for seed in search.seeds[: search.anchor_seeds] for level in search.anchor_levels]
+    runs = itertools.product(range(len(spec.choices)), search.seeds[: search.anchor_seeds], search.anchor_levels)
+    return [Point(level, seed, choice) for choice, seed, level in runs]
+
+
+def leading(spec: SweepSpec, results: Mapping[Point, float | None]) -> int:
+    """The choice whose best anchor has the lowest mean over the anchors' seeds: lambda* is sought there.
+
+    Only the anchors decide, so that what comes later cannot turn the search round. With the noise of few seeds the
+    best of several choices looks better than it is; the interval of lambda* is given this choice, and does not hold
+    the doubt about it.
+    """
+    if len(spec.choices) == 1:
+        return 0
+    found = [(p.choice, p.level, results[p]) for p in anchors(spec) if results.get(p) is not None]
+    if not found:
+        return 0
+    means = pd.DataFrame(found, columns=["choice", "level", "loss"]).groupby(["choice", "level"])["loss"].mean()
+    best = means.groupby("choice").min()
+    return int(best.index.to_numpy()[best.to_numpy().argmin()])
 
 
 def estimate(spec: SweepSpec, results: Mapping[Point, float | None]) -> Optimum | None:
@@ -77,7 +97,7 @@ def decide(
         if missing := [point for point in batch if point not in results]:
             return Decision(missing, visited, None, rounds)
         known = tuple((point, results[point]) for point in visited)
-        key = key_of({"known": [[point.level, point.seed, loss] for point, loss in known]})
+        key = key_of({"known": [[point.level, point.seed, point.choice, loss] for point, loss in known]})
         if key in rounds and all(point in results for point in rounds[key]):
             batch = list(rounds[key])
             continue
@@ -109,8 +129,8 @@ def _within_budget(
     batch = batch[: search.max_trials - len(visited)]
     while search.max_tokens and batch and spent + _tokens(batch, visited, prices) > search.max_tokens:
         batch = batch[:-1]
-    seeds = [point.seed for point in visited + batch]
-    if batch and seeds.count(batch[-1].seed) == 1:  # half of a pair: a seed's first run teaches nothing by itself
+    seeds = [(point.seed, point.choice) for point in visited + batch]
+    if batch and seeds.count(seeds[-1]) == 1:  # half of a pair: a seed's first run teaches nothing by itself
         batch = batch[:-1]
     return batch, "the budget leaves no room for another round: " + _budgets(spec)
 
@@ -122,19 +142,20 @@ def _budgets(spec: SweepSpec) -> str:
 
 def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     """The runs that teach most for what they cost; none when all have been tried."""
-    tried = [point for point, _ in known]
+    tried, choice = [point for point, _ in known], leading(spec, dict(known))
     whole = sum(prices.stages(tried[0]).values())
-    left = [Point(level, seed) for seed in spec.search.seeds for level in range(spec.search.ladder + 1)]
+    left = [Point(level, seed, choice) for seed in spec.search.seeds for level in range(spec.search.ladder + 1)]
     cost = {(p.level, p.seed): max(prices(p, tried) / whole, LEAST_COST) for p in left if p not in tried}
     curve = fitted(spec, known)
     assert curve is not None
-    return [
-        Point(*run) for run in choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
-    ]
+    runs = choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
+    return [Point(*run, choice) for run in runs]
 
 
 def fitted(spec: SweepSpec, known: Known) -> Curve | None:
-    """The curve that the results give; None under three levels."""
+    """The curve that the results of the leading choice give; None under three levels."""
+    choice = leading(spec, dict(known))
+    known = tuple((point, loss) for point, loss in known if point.choice == choice)
     return _fitted(known, spec.search.ladder, spec.objective.practical)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ee_ray.board import Board
 from ee_ray.cluster import NAMESPACE
-from ee_ray.data.pack import VOCAB_SIZE
 from ee_ray.errors import Diverged, UserError
+from ee_ray.interventions import adapt
 from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
 from ee_ray.runner import evidence_of, running_slots, slots_that_fit
@@ -24,10 +24,16 @@ Watch = Callable[[Callable[[], dict[str, Any]]], Any]
 
 
 def check_model(sweep: Sweep) -> None:
-    """Build the model once, without memory for its weights, so that a bad config is found before anything trains."""
-    config = build_config(sweep.spec.model_config_fields, VOCAB_SIZE, sweep.spec.sequence_length)
-    with torch.device("meta"):
-        build_model(config, 0)
+    """Build the model of every choice, without memory for its weights: a bad config is found before anything trains."""
+    spec, packed = sweep.spec, sweep.packed("pre")
+    assert packed is not None
+    checkpoint = sweep.store.model(sweep.data["model"]) if "model" in sweep.data else None
+    config = build_config(spec.model_config_fields, packed.vocab_size, spec.sequence_length, checkpoint)
+    for choice in range(len(spec.choices)):
+        with torch.device("meta"):
+            model = build_model(config, 0)
+            stage = spec.chosen(choice).stages.posttrain
+            adapt(model, stage.dropout.model_dump(), stage.lora.model_dump() if stage.lora else None)
 
 
 def _job(sweep: Sweep) -> Job:

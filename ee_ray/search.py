@@ -45,10 +45,12 @@ class Job:
     storage: str
 
     def trial(self, config: Mapping[str, int]) -> Trial:
-        return build_trial(self.spec, self.data, Point(config["level"], config["seed"]))
+        return build_trial(self.spec, self.data, Point(**config))
 
     def orders(self, trial: Trial) -> list[Order]:
-        return [Order(stage, self.spec.name, self.spec.execution.micro_batch) for stage in distinct([trial]).values()]
+        how = self.spec.execution
+        stages = distinct([trial]).values()
+        return [Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds) for stage in stages]
 
 
 class LadderSampler(BaseSampler):
@@ -63,7 +65,7 @@ class LadderSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return asdict(self._search.queue()[0])
+        return self._search.parameters(self._search.queue()[0])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -87,6 +89,8 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
         }
+        if (choices := len(job.spec.choices)) > 1:
+            self.space["choice"] = IntDistribution(0, choices - 1)
         sampler = LadderSampler(self)
         super().__init__(
             space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
@@ -100,10 +104,14 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             if trial.state == TrialState.RUNNING:
                 self._ot_study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state == TrialState.COMPLETE:
-                have.add(Point(trial.params["level"], trial.params["seed"]))
+                have.add(Point(**trial.params))
         for point, value in self.results.items():
             if point not in have and value is not None:
-                self.add_evaluated_point(asdict(point), value)
+                self.add_evaluated_point(self.parameters(point), value)
+
+    def parameters(self, point: Point) -> dict[str, int]:
+        """A point as Optuna has it: without the choice where there is only one."""
+        return {name: value for name, value in asdict(point).items() if name in self.space}
 
     def queue(self) -> list[Point]:
         busy = self.lost.union(self.running.values())
@@ -131,7 +139,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         if not self.queue():
             return None  # the round is not over: what comes next depends on all of it
         config: dict[str, Any] = super().suggest(trial_id)
-        self.running[trial_id] = Point(config["level"], config["seed"])
+        self.running[trial_id] = Point(**config)
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -145,7 +153,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             self.results[point] = None if failed else float(value)
         else:
             self.lost.add(point)
-        for key in distinct([self.job.trial(asdict(point))]):
+        for key in distinct([self.job.trial(self.parameters(point))]):
             if record := self.store.record(key):
                 self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
@@ -227,7 +235,8 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
 
 
 def _trial_name(trial: Any) -> str:
-    return f"level{trial.config['level']:02d}-seed{trial.config['seed']}-{trial.trial_id}"
+    choice = f"-choice{trial.config['choice']:02d}" if "choice" in trial.config else ""
+    return f"level{trial.config['level']:02d}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:

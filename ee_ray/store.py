@@ -2,7 +2,10 @@
 
     store.json                    {"schema": 1}
     data/<fingerprint>/           prepared corpora
-    stages/<key>/                 weights.safetensors, metrics.parquet, record.json
+    models/<fingerprint>/         checkpoints that sweeps start from
+    stages/<key>/                 weights.safetensors, metrics.parquet, record.json; optimizer.safetensors where another
+                                  stage goes on from it
+    work/<key>/                   states of a stage that is being trained; gone once it is published
     failures/<key>.json           evidence of a stage that failed
     sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
 
@@ -22,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from ee_ray.errors import UserError
-from ee_ray.plan import encode
+from ee_ray.identity import encode
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 METRICS = "metrics.parquet"
 RECORD = "record.json"
 ABANDONED_SECONDS = 24 * 3600  # a draft is written in seconds
@@ -82,6 +86,12 @@ class Store:
 
     def data(self, fingerprint: str) -> Path:
         return self.root / "data" / fingerprint
+
+    def model(self, fingerprint: str) -> Path:
+        return self.root / "models" / fingerprint
+
+    def work(self, key: str) -> Path:
+        return self.root / "work" / key
 
     def stage(self, key: str) -> Path:
         return self.root / "stages" / key
@@ -143,6 +153,7 @@ class Store:
                 raise
             return False
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+        shutil.rmtree(self.work(key), ignore_errors=True)
         return True
 
     def fail(self, key: str, evidence: dict[str, Any]) -> None:

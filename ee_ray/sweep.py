@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ee_ray import pretrained
 from ee_ray.data import sources
 from ee_ray.data.pack import Packed, identities, open_packed, pack, shortfalls
 from ee_ray.errors import UserError
-from ee_ray.plan import budgets, key_of
+from ee_ray.identity import key_of
+from ee_ray.plan import budgets
 from ee_ray.spec.data import ROLES, Source
 from ee_ray.spec.load import load_sweep
+from ee_ray.spec.model import Checkpoint
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -21,7 +24,8 @@ QUICK_BYTES = 8_000_000
 
 @dataclass(frozen=True)
 class Sweep:
-    """`folder` is where relative `file:` paths start; `data` has each role's fingerprint."""
+    """`folder` is where relative `file:` paths start; `data` has each role's fingerprint, and under "model" that of the
+    checkpoint that the sweep starts from, if any."""
 
     path: Path
     spec: SweepSpec
@@ -53,7 +57,24 @@ def open_sweep(path: Path | str, storage: Path | str) -> Sweep:
         found = identities(spec, path.resolve().parent)
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from None
-    return Sweep(path, spec, Store(storage), found, {role: key_of(found[role]) for role in ROLES})
+    data = {role: key_of(found[role]) for role in ROLES}
+    if folder := _checkpoint(spec, path):
+        data["model"] = pretrained.fingerprint(folder)
+    return Sweep(path, spec, Store(storage), found, data)
+
+
+def _checkpoint(spec: SweepSpec, path: Path) -> Path | None:
+    """The folder of the checkpoint that the sweep starts from, if it names one.
+
+    Raises:
+        UserError: it is no checkpoint that can be read.
+    """
+    if not isinstance(spec.model, Checkpoint):
+        return None
+    folder = path.resolve().parent / spec.model.checkpoint
+    if problem := pretrained.check(folder):
+        raise UserError(f"{path}: model.checkpoint: {problem}")
+    return folder
 
 
 def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
@@ -63,6 +84,8 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
         UserError: with every source that cannot be read, is too small, or is strict and too small for its budget.
     """
     sweep.store.create()
+    if folder := _checkpoint(sweep.spec, sweep.path):
+        pretrained.adopt(folder, sweep.store.model(sweep.data["model"]))
     packed, problems = {}, []
     for role in ROLES:
         try:

@@ -1,32 +1,36 @@
 """One stage's training loop: AdamW, warmup and cosine, clipping, gradient accumulation. Plain PyTorch.
 
 The global batch is a slice of the stage's schedule whatever the number of workers and the micro-batch; each worker
-takes its share, and the loss is divided by the tokens of the *global* batch, so a short last batch weighs each of its
-tokens as every other step does.
+takes its share, and the loss is divided by the tokens of the *global* batch that carry loss, so a short last batch
+weighs each of its tokens as every other step does.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ee_ray.data.order import Indices
 from ee_ray.errors import Diverged
 from ee_ray.evaluate import token_losses
-from ee_ray.plan import StageIdentity
+from ee_ray.identity import StageIdentity
+from ee_ray.resume import optimizer_state, set_optimizer_state
 
 BETAS = (0.9, 0.95)  # paper, tables 3 to 8
 CLIP_NORM = 1.0
 CURVE_POINTS = 50
 REPORT_SECONDS = 0.5
+# Sequences that share one draw of dropout's masks. Fixed, so that masks depend neither on workers nor on micro-batches;
+# 8 x 1,024 tokens fill a GPU, and more would only save memory traffic.
+MASK_SEQUENCES = 8
 
-Gather = Callable[[Indices], NDArray[np.int64]]
 Report = Callable[[int], object]
 
 
@@ -40,9 +44,24 @@ class World:
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
+@dataclass(frozen=True)
+class Batches:
+    """What a stage trains on, in order.
+
+    order:   its schedule, one row a window (data/order.py).
+    gather:  rows of it to their windows, shape (n, sequence_length + 1); ~t where token t carries no loss.
+    counted: rows of it to the number of tokens in them that carry loss.
+    """
+
+    order: Indices
+    gather: Callable[[Indices], NDArray[np.int64]]
+    counted: Callable[[Indices], int]
+
+
 @dataclass
 class Curve:
-    """About CURVE_POINTS points of training, one list a column; `loss` is this step's global batch, in nats."""
+    """About CURVE_POINTS points of training, one list a column; `loss` is this step's global batch, in nats;
+    `validation` is NaN where early stopping did not look."""
 
     step: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -50,13 +69,41 @@ class Curve:
     learning_rate: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Progress:
+    """How far a stage is. With early stopping `best` holds the weights that had the lowest validation loss."""
+
+    step: int = 0
+    curve: Curve = field(default_factory=Curve)
+    best_loss: float = math.inf
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        return {"curve": asdict(self.curve), "best_loss": self.best_loss, "best_step": self.best_step}
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where a stage's state goes half-way and where it comes from. `start` is the optimizer that it continues, if any;
+    `saved` is its own last state; `save` is called after each step with a function that collects the state, and decides."""
+
+    start: Mapping[str, Tensor] | None = None
+    saved: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
+    save: Callable[[int, Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]], None] = lambda step, collect: None
 
 
 def learning_rate(stage: StageIdentity, step: int) -> float:
-    """Linear warmup to the peak, then a cosine to the minimum at the stage's last step (step counts from 0)."""
-    if step < stage.warmup_steps:
-        return stage.learning_rate * (step + 1) / stage.warmup_steps
-    progress = (step - stage.warmup_steps + 1) / max(1, stage.steps - stage.warmup_steps)
+    """Linear warmup to the peak, then a cosine to the minimum at the end of the stage's course (step counts from 0)."""
+    course = stage.course
+    done = min((step + 1) * stage.global_batch_size, stage.windows) / stage.windows
+    at = course.begin + (course.end - course.begin) * done
+    if at < course.warmup:
+        return stage.learning_rate * at / course.warmup
+    progress = (at - course.warmup) / max(1, course.total - course.warmup)
     low = stage.min_learning_rate
     return low + (stage.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -71,91 +118,184 @@ def optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=1.0, betas=BETAS, fused=True)
 
 
-def _share(rows: Indices, world: World, micro_batch: int) -> list[tuple[Indices, float]]:
-    """This worker's micro-batches of a global batch, each with its weight.
+def has_masks(stage: StageIdentity) -> bool:
+    """Training draws random masks."""
+    return bool(stage.dropout) or bool(stage.lora and stage.lora["dropout"])
+
+
+def shares(rows: Indices, world: World, micro_batch: int, masked: bool) -> list[tuple[Indices, float, int]]:
+    """This worker's micro-batches of a global batch, each with its weight and the number of its draw of masks.
 
     A worker that a short last batch leaves without rows repeats one with weight 0: it must still join the reduction.
     """
+    if masked:
+        blocks = [(rows[i : i + MASK_SEQUENCES], 1.0, i) for i in range(0, len(rows), MASK_SEQUENCES)]
+        return blocks[world.rank :: world.size] or [(rows[:1], 0.0, 0)]
     mine = rows[world.rank :: world.size]
-    if len(mine) == 0:
-        return [(rows[:1], 0.0)]
-    return [(mine[i : i + micro_batch], 1.0) for i in range(0, len(mine), micro_batch)]
+    return [(mine[i : i + micro_batch], 1.0, 0) for i in range(0, len(mine), micro_batch)] or [(rows[:1], 0.0, 0)]
 
 
-def _backward(
-    net: nn.Module, gather: Gather, rows: Indices, stage: StageIdentity, world: World, micro: int
-) -> torch.Tensor:
-    """Accumulate the gradient of the mean loss over a global batch; returns this worker's part of that loss."""
-    total = torch.zeros((), device=world.device)
-    shares = _share(rows, world, micro)
-    for number, (part, weight) in enumerate(shares):
-        windows = torch.from_numpy(gather(part)).to(world.device, non_blocking=True)
-        last = number == len(shares) - 1
-        hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
-        with hold:
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
-                losses = token_losses(net, windows)
-            # DDP averages gradients over workers; the mean wanted is over the global batch's tokens.
-            loss = losses.sum() * (weight * world.size / (len(rows) * stage.sequence_length))
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach() / world.size
-    return total
+class _Trainer:
+    """One stage in the middle of its training."""
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, stage: StageIdentity, world: World, micro_batch: int | None
+    ) -> None:
+        self.model, self.batches, self.stage, self.world = model, batches, stage, world
+        self.net = world.wrap(model)
+        self.optim = optimizer(model, stage.weight_decay)
+        self.micro = min(micro_batch or stage.global_batch_size, -(-stage.global_batch_size // world.size))
+        self.masked = has_masks(stage)
+        self.at = Progress()
+
+    def restore(self, keeper: Keeper) -> None:
+        if keeper.start:
+            set_optimizer_state(self.model, self.optim, keeper.start)
+        if keeper.saved:
+            tensors, facts = keeper.saved
+            set_weights(self.model, _under("model.", tensors))
+            set_optimizer_state(self.model, self.optim, tensors)
+            self.at = Progress(
+                facts["step"], Curve(**facts["curve"]), facts["best_loss"], facts["best_step"], _under("best.", tensors)
+            )
+
+    def collect(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `restore` needs, copied to the CPU: training may go on while it is written."""
+        tensors = {f"model.{name}": value for name, value in weights_of(self.model).items()}
+        best = {f"best.{name}": value for name, value in self.at.best.items()}
+        return {**tensors, **best, **optimizer_state(self.model, self.optim)}, self.at.facts()
+
+    def step(self) -> tuple[Tensor, float, Tensor]:
+        """One step of the optimizer: this worker's part of the global batch's loss, the learning rate, gradient norm."""
+        stage, step = self.stage, self.at.step
+        rate = learning_rate(stage, step)
+        for group in self.optim.param_groups:
+            group["lr"] = rate
+        self.optim.zero_grad(set_to_none=True)
+        loss = self._backward(self.batches.order[step * stage.global_batch_size : (step + 1) * stage.global_batch_size])
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM)
+        self.at.step += 1
+        return loss, rate, norm
+
+    def _backward(self, rows: Indices) -> Tensor:
+        """Accumulate the gradient of the mean loss over a global batch; returns this worker's part of that loss."""
+        world, net = self.world, self.net
+        total = torch.zeros((), device=world.device)
+        counted = max(1, self.batches.counted(rows))
+        parts = shares(rows, world, self.micro, self.masked)
+        for number, (part, weight, draw) in enumerate(parts):
+            windows = torch.from_numpy(self.batches.gather(part)).to(world.device, non_blocking=True)
+            if self.masked:
+                torch.manual_seed(_mask_seed(self.stage.seed, self.at.step, draw))
+            last = number == len(parts) - 1
+            hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
+            with hold:
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+                    losses = token_losses(net, windows)
+                # DDP averages gradients over workers; the mean wanted is over the global batch's tokens.
+                loss = losses.sum() * (weight * world.size / counted)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / world.size
+        return total
+
+    def validate(self, loss: float) -> bool:
+        """Take a validation loss in: remember the weights if it is the best; True when patience is at its end."""
+        stopping = self.stage.early_stopping
+        assert stopping
+        if loss < self.at.best_loss:
+            self.at.best_loss, self.at.best_step, self.at.best = loss, self.at.step, weights_of(self.model)
+        return self.at.step - self.at.best_step >= stopping["patience"] * stopping["every_steps"]
+
+
+def _mask_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies on the CPU of what training changes, by name; tied tensors once."""
+    return {name: param.detach().cpu().clone() for name, param in model.named_parameters() if param.requires_grad}
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """The reverse of `weights_of`.
+
+    Raises:
+        KeyError: a parameter that is trained is missing.
+    """
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            param.copy_(weights[name])
 
 
 def train(
     model: nn.Module,
-    order: Indices,
-    gather: Gather,
+    batches: Batches,
     stage: StageIdentity,
     world: World,
     micro_batch: int | None,
     report: Report,
-) -> Curve:
-    """Train `model` in place over the whole schedule.
+    validation: Callable[[], float] = lambda: math.nan,
+    keeper: Keeper = Keeper(),
+) -> tuple[Progress, torch.optim.Optimizer]:
+    """Train `model` in place over the whole schedule, or until early stopping ends it with the best weights restored.
 
     Args:
-        order: the stage's schedule, one row a window (data/order.py).
-        gather: rows of the schedule to their token windows, shape (n, sequence_length + 1).
         report: called with the number of tokens done, about every REPORT_SECONDS.
+        validation: the loss that early stopping watches, the same on every worker.
 
     Raises:
         Diverged: the gradient norm is not finite; every worker sees the same norm and raises at the same step.
     """
-    net = world.wrap(model)
-    net.train()
-    optim = optimizer(net, stage.weight_decay)
-    batch, curve = stage.global_batch_size, Curve()
-    micro = min(micro_batch or batch, -(-batch // world.size))
+    trainer = _Trainer(model, batches, stage, world, micro_batch)
+    trainer.restore(keeper)
+    trainer.net.train()
+    at, stopping = trainer.at, stage.early_stopping
     every = max(1, stage.steps // CURVE_POINTS)
+    earlier = at.curve.seconds[-1] if at.curve.seconds else 0.0
     started = reported = time.monotonic()
-    for step in range(stage.steps):
-        rate = learning_rate(stage, step)
-        for group in optim.param_groups:
-            group["lr"] = rate
-        optim.zero_grad(set_to_none=True)
-        loss = _backward(net, gather, order[step * batch : (step + 1) * batch], stage, world, micro)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP_NORM)
-        if (step + 1) % every == 0 or step + 1 == stage.steps:
-            if not math.isfinite(float(norm)):
-                raise Diverged(f"gradient norm {float(norm)} at step {step + 1} of {stage.steps}, learning rate {rate:g}, loss {float(loss):g}; the last losses were {[round(x, 4) for x in curve.loss[-5:]]}")  # fmt: skip
-            _note(curve, stage, step, _global_sum(loss, world), rate, float(norm), time.monotonic() - started)
-        optim.step()
+    while at.step < stage.steps:
+        loss, rate, norm = trainer.step()
+        ends = at.step == stage.steps
+        looks = bool(stopping) and (ends or at.step % stopping["every_steps"] == 0)  # type: ignore[index]
+        noted = ends or looks or at.step % every == 0
+        if (noted or world.device.type == "cpu") and not math.isfinite(float(norm)):
+            raise Diverged(f"gradient norm {float(norm)} at step {at.step} of {stage.steps}, learning rate {rate:g}, loss {float(loss):g}; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
+        trainer.optim.step()
+        seen = validation() if looks else math.nan
+        if noted:
+            seconds = earlier + time.monotonic() - started
+            _note(at, stage, _global_sum(loss, world), rate, float(norm), seconds, seen)
+        if looks and trainer.validate(seen):
+            break
+        if not ends:
+            keeper.save(at.step, trainer.collect)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            report(min((step + 1) * batch, len(order)) * stage.sequence_length)
-    return curve
+            report(min(at.step * stage.global_batch_size, stage.windows) * stage.sequence_length)
+    if at.best:
+        set_weights(model, at.best)
+    return at, trainer.optim
 
 
-def _global_sum(loss: torch.Tensor, world: World) -> float:
+def _global_sum(loss: Tensor, world: World) -> float:
     if world.size > 1:
         torch.distributed.all_reduce(loss)
     return float(loss)
 
 
-def _note(curve: Curve, stage: StageIdentity, step: int, loss: float, rate: float, norm: float, seconds: float) -> None:
-    curve.step.append(step + 1)
-    curve.tokens.append(min((step + 1) * stage.global_batch_size, stage.windows) * stage.sequence_length)
+def _note(
+    at: Progress, stage: StageIdentity, loss: float, rate: float, norm: float, seconds: float, validation: float
+) -> None:
+    curve = at.curve
+    curve.step.append(at.step)
+    curve.tokens.append(min(at.step * stage.global_batch_size, stage.windows) * stage.sequence_length)
     curve.loss.append(loss)
     curve.learning_rate.append(rate)
     curve.grad_norm.append(norm)
     curve.seconds.append(round(seconds, 4))
+    curve.validation.append(validation)

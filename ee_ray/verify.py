@@ -8,6 +8,7 @@ from ee_ray.data.pack import file_sha256
 from ee_ray.errors import UserError
 from ee_ray.ledger import read_ledger
 from ee_ray.report.summary import summarize
+from ee_ray.spec.data import ROLES
 from ee_ray.store import Store
 from ee_ray.sweep import Sweep
 
@@ -26,13 +27,13 @@ def _data_problems(sweep: Sweep, role: str) -> list[str]:
 
 def problems_of(sweep: Sweep, report: Path) -> tuple[list[str], int]:
     """Every mismatch, and how many things were checked: data, published stages, parents, the report's summary."""
-    problems = [problem for role in sweep.data for problem in _data_problems(sweep, role)]
+    problems = [problem for role in ROLES for problem in _data_problems(sweep, role)]
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     for key, record in ledger.records.items():
         problems += sweep.store.damage(key)
         if record["parent"] and sweep.store.record(record["parent"]) is None:
             problems.append(f"stage {key}: its parent {record['parent']} is not published")
-    checked = len(sweep.data) + len(ledger.records)
+    checked = len(ROLES) + len(ledger.records)
     if (report / "summary.json").exists():
         checked += 1
         written = json.loads((report / "summary.json").read_text())

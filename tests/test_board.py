@@ -17,7 +17,7 @@ SPEC = SweepSpec.model_validate(tiny())
 
 def orders(*points: Point) -> list[Order]:
     trials = [build_trial(SPEC, DATA, point) for point in points]
-    return [Order(stage, "tiny", None) for stage in distinct(trials).values()]
+    return [Order(stage, "tiny", None, 300.0) for stage in distinct(trials).values()]
 
 
 def asked(*points: Point, published=()) -> Board:

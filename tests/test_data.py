@@ -12,7 +12,8 @@ import pytest
 from ee_ray.data import builtin, sources
 from ee_ray.data.pack import END, identities, open_packed, pack, shortfalls
 from ee_ray.errors import UserError
-from ee_ray.plan import budgets, key_of
+from ee_ray.identity import key_of
+from ee_ray.plan import budgets
 from ee_ray.spec.data import Source
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import open_sweep, prepare

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 LAYERS = [
     "errors", "spec.strict", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
     "data.builtin", "data.order", "data.sources", "data.pack",
-    "plan", "store", "board",
-    "model", "evaluate", "train", "stage",
+    "identity", "plan", "store", "pretrained", "board",
+    "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "run",
     "report.summary", "report.precision", "report.figures", "report.page",

@@ -83,11 +83,13 @@ def test_a_schedule_holds_each_part_in_its_own_order(a, b, pool, seed):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_workers_share_out_the_same_global_batches(size):
     torch = pytest.importorskip("torch")
-    from ee_ray.train import World, _share
+    from ee_ray.train import World, shares
 
     order = schedule([Run(50, 0, 23, 0)])
     for start in range(0, 23, 6):
         batch = order[start : start + 6]
-        shares = [part for rank in range(size) for part in _share(batch, World(torch.device("cpu"), rank, size), 2)]
-        seen = [tuple(row) for part, weight in shares if weight for row in part]
+        found = [
+            part for rank in range(size) for part in shares(batch, World(torch.device("cpu"), rank, size), 2, False)
+        ]
+        seen = [tuple(row) for part, weight, _ in found if weight for row in part]
         assert sorted(seen) == sorted(map(tuple, batch))

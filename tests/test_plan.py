@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import ROOT, tiny
 
-from ee_ray.plan import Point, allocate, build_trial, distinct, encode, key_of, parameters, trialwise_tokens
+from ee_ray.identity import encode, key_of
+from ee_ray.plan import Point, allocate, build_trial, distinct, parameters, trialwise_tokens
 from ee_ray.spec.load import load_sweep
 from ee_ray.spec.sweep import SweepSpec
 

@@ -17,12 +17,16 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """Cursors [start, stop) through a pool of `pool` windows; the pool's permutations are drawn with `seed`."""
+    """Cursors [start, stop) through a pool of `pool` windows, `passes` times; the pool's permutations are drawn with `seed`.
+
+    A later pass has the same windows in an order of its own.
+    """
 
     pool: int
     start: int
     stop: int
     seed: int
+    passes: int = 1
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -33,16 +37,25 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def permutation(pool: int, seed: int, epoch: int) -> Indices:
-    """A permutation of range(pool), the same on every machine and numpy version; one for each (seed, epoch)."""
+    """A permutation of range(pool), the same on every machine and numpy version; one for each (seed, epoch).
+
+    Epochs below zero are streams of their own, used for later passes."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        stream = _mix(np.array([seed], np.uint64) * golden + np.uint64(epoch + 1))
+        stream = _mix(np.array([seed], np.uint64) * golden + np.array([epoch + 1], np.int64).astype(np.uint64))
         draws = _mix(stream + np.arange(1, pool + 1, dtype=np.uint64) * golden)
     return np.argsort(draws, kind="stable")
 
 
 def windows(run: Run) -> Indices:
-    """Window index at each cursor of the run, shape (stop - start,). Epochs are whole permutations, one after another."""
+    """Window index at each cursor of the run, pass after pass, shape ((stop - start) * passes,)."""
+    first = _once(run)
+    later = [first[permutation(len(first), run.seed, -number)] for number in range(1, run.passes)]
+    return np.concatenate([first, *later])
+
+
+def _once(run: Run) -> Indices:
+    """Epochs are whole permutations of the pool, one after another."""
     parts = []
     for epoch in range(run.start // run.pool, -(-run.stop // run.pool)):
         base = epoch * run.pool
@@ -63,7 +76,7 @@ def interleave(counts: list[int]) -> Indices:
 
 def schedule(runs: list[Run]) -> Indices:
     """The whole order of a stage, shape (n, 2): part number and window index within that part's pool."""
-    parts = interleave([run.stop - run.start for run in runs])
+    parts = interleave([(run.stop - run.start) * run.passes for run in runs])
     order = np.empty((len(parts), 2), np.int64)
     order[:, 0] = parts
     for number, run in enumerate(runs):

@@ -45,6 +45,20 @@ class Packed:
         found: NDArray[np.int64] = tokens[indices[:, None] * self.sequence_length + offsets].astype(np.int64)
         return found
 
+    @property
+    def vocab_size(self) -> int:
+        return VOCAB_SIZE
+
+    def counted(self, stream: str, indices: Indices) -> NDArray[np.int64]:
+        """Tokens of each window that carry loss."""
+        return np.full(len(indices), self.sequence_length)
+
+    def validation(self, count: int, tested: int) -> NDArray[np.int64]:
+        """`count` held-out windows, evenly spaced over those that `heldout(tested)` leaves."""
+        tests = np.arange(tested) * self.heldout_windows // tested
+        left = np.setdiff1d(np.arange(self.heldout_windows), tests)
+        return self.gather("heldout", left[np.arange(count) * len(left) // count])
+
     def heldout(self, count: int) -> NDArray[np.int64]:
         """`count` held-out windows, evenly spaced over the held-out stream: the fixed set of every evaluation."""
         return self.gather("heldout", np.arange(count) * self.heldout_windows // count)

@@ -76,8 +76,8 @@ def frontier_figure(means: pd.DataFrame, x: str = "L_ft", y: str = "L_ret") -> g
     figure.add_scatter(
         x=means[x], y=means[y], mode="markers", name="recipes",
         marker={"color": means["lambda"], "colorscale": "Viridis", "cmin": 0, "cmax": 1, "size": 9, "colorbar": {"title": "lambda", "len": 0.6, "y": 0, "yanchor": "bottom"}},
-        customdata=means[["lambda", "finetune_lr", "seeds"]],
-        hovertemplate="lambda %{customdata[0]}<br>fine-tuning rate %{customdata[1]:g}<br>" + f"{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<br>%{{customdata[2]}} seeds",
+        customdata=means[["lambda", "finetune_lr", "seeds", "choice"]],
+        hovertemplate="lambda %{customdata[0]}<br>fine-tuning rate %{customdata[1]:g}<br>choice %{customdata[3]}<br>" + f"{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<br>%{{customdata[2]}} seeds",
     )  # fmt: skip
     for name, chosen, colour in (("unmixed (lambda = 0)", means["lambda"] == 0, COLOURS[1]), ("mixed", means["lambda"] > 0, COLOURS[0])):  # fmt: skip
         if not chosen.any():
@@ -93,8 +93,10 @@ def tree_figure(trials: list[Trial], ladder: int) -> go.Figure:
     """The stage tree, areas by tokens: what hangs under one box shares its training."""
     ids, parents, labels, tokens, colours = ["sweep"], [""], ["sweep"], [0], ["#eeeeee"]
     known: set[str] = set()
+    several = len({trial.point.choice for trial in trials}) > 1
     for trial in trials:
         place = f"lambda {trial.point.level / ladder:g}, seed {trial.point.seed}"
+        place += f", choice {trial.point.choice}" if several else ""
         for key, stage in distinct([trial]).items():
             if key in known:
                 continue

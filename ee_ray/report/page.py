@@ -75,11 +75,11 @@ def _answer(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     means = seed_means(ledger.rows)
     return [
         f"<h2>Where it is least: {escape(describe(goal))}</h2>",
-        _div(figures.optimum_figure(observed(goal, ledger.rows), optimum, describe(goal)), "optimum"),
+        _div(figures.optimum_figure(observed(goal, ledger.leading_rows), optimum, describe(goal)), "optimum"),
         "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",
         *_other_answers(summary),
         "<h2>Immediate and retained loss at every fine-tuning rate</h2>",
-        _div(figures.losses_figure(means), "losses"),
+        _div(figures.losses_figure(means[means["choice"] == ledger.choice]), "losses"),
         "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
         _div(figures.frontier_figure(means), "frontier"),
         f"<p>{escape(_compared(summary['comparison']))}</p>",

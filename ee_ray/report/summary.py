@@ -13,6 +13,7 @@ from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
 from ee_ray.propose import estimate, estimate_of
 from ee_ray.quote import epochs
+from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
 
 LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
@@ -20,14 +21,14 @@ PROJECTIONS = (("L_ft", "L_ret"), ("L_ret", "L_pre"))  # paper, section 4.3
 
 
 def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean losses of each (lambda, finetune_lr) over seeds, with the number of seeds and the spread (min, max) of the
+    """Mean losses of each (lambda, choice, finetune_lr) over seeds, with the number of seeds and the spread (min, max) of the
     losses on D_post. Seeds are paired: each one's offset is taken out first, since levels may differ in their seeds.
 
     Frontiers are drawn through these and not through single runs: the best of several noisy runs is better than
     its recipe (the winner's curse).
     """
     even = rows.assign(**{loss: _without_offsets(rows, loss) for loss in LOSSES})
-    groups = even.groupby(["lambda", "finetune_lr"])
+    groups = even.groupby(["lambda", "choice", "finetune_lr"])
     means = groups[LOSSES].mean()
     means["seeds"] = groups.size()
     for loss in ("L_im", "L_ret"):
@@ -36,10 +37,10 @@ def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_offsets(rows: pd.DataFrame, loss: str) -> "pd.Series[float]":
-    """Losses less their seed's offset at that fine-tuning rate: least squares of loss ~ lambda + seed, in which the
+    """Losses less their seed's offset at that choice and fine-tuning rate: least squares of loss ~ lambda + seed, in which the
     offsets of the seeds sum to zero."""
     even = rows[loss].astype(float).copy()
-    for _, part in rows.groupby("finetune_lr"):
+    for _, part in rows.groupby(["choice", "finetune_lr"]):
         seeds = pd.get_dummies(part["seed"]).to_numpy(float)
         levels = pd.get_dummies(part["lambda"]).to_numpy(float)
         centred = seeds[:, :-1] - seeds[:, -1:]
@@ -70,8 +71,8 @@ def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
 def other_optima(sweep: Sweep, ledger: Ledger) -> list[dict[str, Any]]:
     """Optima of the other losses that the same runs measured, each with its number of recipes."""
     rates, found = sweep.spec.stages.finetune.learning_rates, []
-    for goal in others(sweep.spec.objective, rates, ledger.rows):
-        table = observed(goal, ledger.rows)
+    for goal in others(sweep.spec.objective, rates, ledger.leading_rows):
+        table = observed(goal, ledger.leading_rows)
         if answer := _optimum(estimate_of(sweep.spec, table)):
             found.append(
                 {"name": describe(goal), **goal.model_dump(exclude_none=True), "recipes": len(table), **answer}
@@ -89,7 +90,7 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
                 continue
             marked = frontiers(means[chosen], x, y)
             kept = marked[marked["on_pareto"]].sort_values(x)
-            columns = ["lambda", "finetune_lr", x, y, "on_hull"]
+            columns = ["lambda", "choice", "finetune_lr", x, y, "on_hull"]
             found.setdefault(f"{x},{y}", {})[name] = kept[columns].to_dict("records")
     return found
 
@@ -141,7 +142,7 @@ def _provenance(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     seconds = {part: round(sum(r["seconds"][part] for r in records), 2) for part in ("setup", "train", "evaluate")}
     return {
         "spec": sweep.spec.model_dump(mode="json", by_alias=True),
-        "data": {role: {"fingerprint": sweep.data[role], **sweep.identities[role]} for role in sweep.data},
+        "data": {role: {"fingerprint": sweep.data[role], **sweep.identities[role]} for role in ROLES},
         "hosts": sorted({record["host"] for record in records}),
         "devices": sorted({record["device"] for record in records}),
         "versions": next((record["versions"] for record in records), {}),
@@ -163,6 +164,7 @@ def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
         "setting": sweep.spec.setting,
         "objective": {"name": describe(goal), **goal.model_dump()},
         "optimum": _optimum(estimate(sweep.spec, known)),
+        "choices": [{**choice, "leads": number == ledger.choice} for number, choice in enumerate(sweep.spec.choices)],
         "others": other_optima(sweep, ledger),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),

@@ -1,10 +1,12 @@
 """The `search:` and `objective:` parts of a spec: where to look, what to minimise, and when to stop."""
 
+import math
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ee_ray.spec.stages import Posttrain, Pretrain
 from ee_ray.spec.strict import Positive, Strict
 
 
@@ -16,6 +18,9 @@ class Search(Strict):
     level, until its 95% interval is no wider than `ci_width`, or a budget is spent: `max_trials` runs, `max_tokens`
     trained, `max_hours` of one command's wall time, `max_gpu_hours`. Rounds are fixed by the spec, not by the machine,
     so that any number of workers makes the same choices: a cluster asks for as many runs a round as it can train.
+
+    `choices` are other things to choose with lambda: lists of values for fields of pretrain and posttrain, by dotted
+    name. Every combination is tried at every anchor; the rounds after that go to the one whose best level promises most.
     """
 
     ladder: Annotated[int, Field(ge=2, le=256)] = 16
@@ -28,6 +33,17 @@ class Search(Strict):
     max_hours: Annotated[float, Field(gt=0)] | None = None
     max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
     ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+    choices: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    @field_validator("choices")
+    @classmethod
+    def _choosable(cls, choices: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        fields = {"pretrain": Pretrain.model_fields, "posttrain": Posttrain.model_fields}
+        for path in choices:
+            stage, _, field = path.partition(".")
+            if field not in fields.get(stage, {}) or field == "tokens":
+                raise ValueError(f"{path} is no field of pretrain or posttrain that can be chosen, such as posttrain.learning_rate")  # fmt: skip
+        return choices
 
     @field_validator("anchors")
     @classmethod
@@ -45,9 +61,10 @@ class Search(Strict):
             raise ValueError("anchors and seeds must not repeat a value")
         if not {0.0, 1.0} <= set(self.anchors):
             raise ValueError("anchors must hold 0 and 1: the gain over both extremes is part of the answer")
-        need = len(self.anchors) * len(self.seeds[: self.anchor_seeds])
+        need = len(self.anchors) * len(self.seeds[: self.anchor_seeds]) * math.prod(map(len, self.choices.values()))
         if self.max_trials < need:
-            raise ValueError(f"max_trials {self.max_trials} is less than anchors x anchor_seeds = {need}")
+            by_choice = " x choices" if self.choices else ""
+            raise ValueError(f"max_trials {self.max_trials} is less than anchors x anchor_seeds{by_choice} = {need}")
         return self
 
     @property
