@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from ee_ray.errors import UserError
 
-HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 
 
 def build_config(
@@ -70,16 +70,16 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Read `path` into the model. A head that is no longer tied starts as the embedding that it was tied to.
+    """Read `path` into the model. Of an embedding and a head that were tied one is on disk, and both start from it.
 
     Raises:
         ValueError: a tensor is missing or unknown.
     """
-    missing, unexpected = load_model(model, path, strict=False)
-    if set(missing) == {HEAD}:
+    missing, unexpected = map(set, load_model(model, path, strict=False))
+    names = {name: param for name, param in model.named_parameters() if name.endswith(EMBEDDINGS)}
+    if len(missing) == 1 and len(names) == 2 and missing < names.keys() and not unexpected:
+        (gone,), (there,) = missing, names.keys() - missing
         with torch.no_grad():
-            embedding = model.get_input_embeddings().weight
-            assert isinstance(embedding, torch.Tensor)
-            model.get_parameter(HEAD).copy_(embedding)
+            names[gone].copy_(names[there])
     elif missing or unexpected:
         raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(unexpected)}")

@@ -17,8 +17,7 @@ ModelField = Preset | Checkpoint | dict[str, Any]
 # A model's vocabulary follows from the tokenizer. smollm2-135m is SmolLM2-135M's own config, and smollm2-1b the paper's
 # table 2; the paper has no table for the smaller one. Context is the sweep's sequence_length.
 _SMOLLM2 = {
-    "model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}, "rms_norm_eps": 1e-5, "initializer_range": 1 / 24,
-    "tie_word_embeddings": True,
+    "model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
@@ -27,11 +26,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "smollm2-135m": {
         **_SMOLLM2, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "initializer_range": 576**-0.5,
     },
     # 1.03B parameters is what table 2's shape has with a head of its own; with tied embeddings it would be 0.95B.
     "smollm2-1b": {
         **_SMOLLM2, "hidden_size": 1728, "intermediate_size": 4608, "num_hidden_layers": 24,
-        "num_attention_heads": 27, "num_key_value_heads": 27, "tie_word_embeddings": False,
+        "num_attention_heads": 27, "num_key_value_heads": 27, "tie_word_embeddings": False, "initializer_range": 1728**-0.5,
     },
 }  # fmt: skip

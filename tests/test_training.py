@@ -1,0 +1,451 @@
+"""One stage: what it trains, how it goes on after a kill, when it stops early, and what is done to it."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ray_environment, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ee_ray.board import Order
+from ee_ray.data.order import schedule
+from ee_ray.errors import Diverged, UserError
+from ee_ray.evaluate import heldout_loss, token_losses
+from ee_ray.interventions import adapt, merged
+from ee_ray.model import build_config, build_model, load_weights, save_weights
+from ee_ray.plan import Point, build_trial, parameters
+from ee_ray.resume import newest_state, read_state
+from ee_ray.spec.model import PRESETS
+from ee_ray.stage import run_stage
+from ee_ray.sweep import open_sweep, prepare
+from ee_ray.train import Progress, World, learning_rate, shares, weights_of
+
+CPU = World(torch.device("cpu"))
+NO_DROPOUT = {"embedding": 0.0, "attention": 0.0, "residual": 0.0, "mlp": 0.0}
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]}
+
+
+class Bench:
+    """A store with the tiny sweep's data, on which single stages are run."""
+
+    def __init__(self, write, **changes):
+        self.path = write(**changes)
+        self.sweep = open_sweep(self.path, self.path.parent / "store")
+        prepare(self.sweep, lambda role, done: None)
+        self.store = self.sweep.store
+
+    def trial(self, level: int = 2, seed: int = 0, choice: int = 0):
+        return build_trial(self.sweep.spec, self.sweep.data, Point(level, seed, choice))
+
+    def run(self, stage, world: World = CPU, micro_batch: int | None = None, report=lambda tokens: None, every: float = 1e9):  # fmt: skip
+        run_stage(self.store, Order(stage, "tiny", micro_batch, every), world, report)
+        return self.store.record(stage.key)
+
+    def run_all(self, stages):
+        return [self.run(stage) for stage in stages]
+
+    def weights(self, stage) -> bytes:
+        return self.store.weights(stage.key).read_bytes()
+
+
+@pytest.fixture
+def bench(write):
+    return lambda **changes: Bench(write, **changes)
+
+
+def small(**fields):
+    base = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
+    return build_model(build_config({**base, **fields}, 256, 32), 0)
+
+
+@pytest.fixture
+def windows():
+    return torch.from_numpy(np.random.default_rng(0).integers(1, 255, (4, 33)))
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("nano", 0.107), ("smollm2-135m", 134.5), ("smollm2-1b", 1030.0)])
+def test_presets_have_the_parameters_that_they_are_named_for(preset, millions):
+    vocabulary = 256 if preset == "nano" else 49_152
+    with torch.device("meta"):
+        model = build_model(build_config(PRESETS[preset], vocabulary, 1024), 0)
+    count = sum(p.numel() for p in model.parameters())
+    assert count == parameters(PRESETS[preset], vocabulary)
+    assert count / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_smollm2_135m_is_transformers_own():
+    """Counted in huggingface.co/HuggingFaceTB/SmolLM2-135M: 134,515,008 parameters; its config's own fields."""
+    fields = PRESETS["smollm2-135m"]
+    assert parameters(fields, 49_152) == 134_515_008
+    config = build_config(fields, 49_152, 8192)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_key_value_heads) == (30, 576, 3)
+    assert config.rope_parameters["rope_theta"] == 100_000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_forward_at_its_own_shape_cut_to_one_layer(preset, windows):
+    model = build_model(build_config({**PRESETS[preset], "num_hidden_layers": 1}, 256, 32), 0)
+    losses = token_losses(model, windows)
+    assert losses.shape == (4, 32) and losses.mean().item() == pytest.approx(math.log(256), rel=0.35)
+
+
+def test_a_window_of_exposure_is_a_chain_whose_plain_prefix_all_levels_share(bench):
+    late = bench(stages__pretrain__exposure={"window": [0.5, 1.0]})
+    first = {late.trial(level).pretrains[0].key for level in range(5)}
+    assert len(first) == 1
+    assert [len(late.trial(level).pretrains) for level in (0, 2, 4)] == [2, 2, 2]
+    early = bench(stages__pretrain__exposure={"window": [0.0, 0.5]})
+    assert [len(early.trial(level).pretrains) for level in (0, 2)] == [1, 2]
+
+
+def test_a_chain_of_plain_segments_is_the_unbroken_pretraining_bit_for_bit(bench):
+    whole = bench()
+    cut = bench(file="cut.yaml", stages__pretrain__exposure={"window": [0.37, 1.0]})
+    one, two = whole.trial(0).pretrains, cut.trial(0).pretrains
+    assert (len(one), len(two)) == (1, 2)
+    whole.run_all(one)
+    cut.run_all(two)
+    assert whole.weights(one[-1]) == cut.weights(two[-1])
+    assert whole.store.record(one[-1].key)["losses"] == cut.store.record(two[-1].key)["losses"]
+
+
+@pytest.mark.parametrize("mixing", ["add", "replace"])
+@settings(max_examples=30, deadline=None)
+@given(edges=st.tuples(st.floats(0, 1), st.floats(0, 1)), level=st.integers(0, 4), passes=st.integers(1, 2))
+def test_segments_conserve_both_budgets_and_the_course(mixing, edges, level, passes):
+    from pydantic import ValidationError
+
+    from ee_ray.spec.sweep import SweepSpec
+
+    exposure = {"window": sorted(edges), "passes": passes}
+    try:
+        spec = SweepSpec.model_validate(tiny(stages__pretrain__exposure=exposure, stages__pretrain__mixing=mixing))
+    except ValidationError:
+        return  # no room for it, which the spec says
+    chain = build_trial(spec, {"pre": "a", "post": "b", "ft": "c"}, Point(level, 0)).pretrains
+    parts = [part for stage in chain for part in stage.identity.parts]
+    exposed = 64 * level // 4 * passes
+    assert sum(p.windows for p in parts if p.role == "post") == exposed
+    assert sum(p.windows for p in parts if p.role == "pre") == 256 - (exposed if mixing == "replace" else 0)
+    courses = [stage.identity.course for stage in chain]
+    assert courses[0].begin == 0 and courses[-1].end == courses[-1].total == 256
+    assert all(a.end == b.begin for a, b in itertools.pairwise(courses))
+    cursor = 0
+    for part in (p for p in parts if p.role == "pre"):
+        assert part.start == cursor
+        cursor = part.stop
+
+
+def test_the_learning_rate_is_the_same_at_the_same_point_of_the_general_corpus(bench):
+    """Mixing adds steps; it must not move warmup or cosine (a lesson paid for by others)."""
+    rates = {}
+    for level in (0, 4):
+        stage = bench().trial(level).pretrain.identity
+        done = np.minimum(np.arange(1, stage.steps + 1) * 8, stage.windows) / stage.windows
+        rates[level] = np.interp([0.25, 0.5, 0.75, 1.0], done, [learning_rate(stage, step) for step in range(stage.steps)])  # fmt: skip
+    assert rates[0] == pytest.approx(rates[4], rel=0.01)
+    assert rates[0][-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_recipes_that_differ_in_their_window_share_what_comes_before_it(bench):
+    windows_ = [{"window": [0.0, 1.0]}, {"window": [0.5, 1.0]}, {"window": [0.75, 1.0]}]
+    some = bench(search__choices={"pretrain.exposure": windows_}, search__max_trials=18)
+    plain = {some.trial(0, choice=choice).pretrain.key for choice in range(3)}
+    assert len(plain) == 1
+    late, latest = (some.trial(2, choice=choice).pretrains for choice in (1, 2))
+    assert late[0].key == latest[0].key and latest[1].key == some.trial(0).pretrains[1].key
+
+
+def test_several_passes_repeat_the_same_windows_in_other_orders(bench):
+    twice = bench(stages__posttrain__passes=2).trial(2).posttrain.identity
+    (part,) = twice.parts
+    assert part.windows == 2 * 32
+    pool = bench().sweep.packed("post")
+    from ee_ray.data.order import Run
+
+    rows = schedule([Run(pool.train_windows, part.start, part.stop, part.order_seed, part.passes)])[:, 1]
+    first, second = rows[:32], rows[32:]
+    assert sorted(first) == sorted(second) and list(first) != list(second)
+
+
+def test_replay_brings_general_text_in_proportion_to_what_is_trained(bench):
+    found = {}
+    for level in (0, 2):
+        parts = bench(stages__posttrain__replay=0.125).trial(level).posttrain.identity.parts
+        found[level] = {part.role: part.windows for part in parts}
+    assert found == {0: {"post": 64, "pre": 32}, 2: {"post": 32, "pre": 16}}
+
+
+def kill_in_the_middle(bench: Bench, stage, after: int) -> None:
+    """Run the stage in a process of its own, saving after each step, and kill it once it has saved `after` steps."""
+    code = f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import *
+bench = object.__new__(Bench)
+bench.sweep = open_sweep({str(bench.path)!r}, {str(bench.store.root)!r}); bench.store = bench.sweep.store
+stages = {{s.key: s for level in range(5) for s in bench.trial(level).stages}}
+import ee_ray.train as t
+torch.set_num_threads({torch.get_num_threads()})
+slow = t._Trainer.step
+t._Trainer.step = lambda self: (time.sleep(0.05), slow(self))[1]  # time to be killed in
+bench.run(stages[{stage.key!r}], every=0.0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], env=ray_environment(), stderr=subprocess.PIPE, text=True)
+    while newest_state(bench.store.work(stage.key)) < after:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+
+
+VARYING = {"setting": "varying", "stages__posttrain__passes": 6, "stages__posttrain__early_stopping": {"every_steps": 4, "patience": 2, "windows": 8}}  # fmt: skip
+DROPOUT = {"stages__posttrain__dropout": {"embedding": 0.1, "attention": 0.1, "residual": 0.1, "mlp": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("pretrain", {}), ("posttrain", VARYING), ("posttrain", {**DROPOUT, "stages__posttrain__lora": LORA})],
+    ids=["plain", "early stopping", "dropout and adapters"],
+)
+def test_a_stage_killed_in_the_middle_ends_as_the_unbroken_one_bit_for_bit(write, tmp_path, kind, changes):
+    unbroken = Bench(write, **changes)
+    stage = getattr(unbroken.trial(2), kind)
+    unbroken.run_all([*unbroken.trial(2).pretrains, stage] if kind == "posttrain" else [stage])
+    (tmp_path / "other").mkdir()
+    broken = object.__new__(Bench)
+    broken.path = unbroken.path
+    broken.sweep = open_sweep(unbroken.path, tmp_path / "other" / "store")
+    prepare(broken.sweep, lambda role, done: None)
+    broken.store = broken.sweep.store
+    if kind == "posttrain":
+        broken.run_all(broken.trial(2).pretrains)
+    kill_in_the_middle(broken, stage, after=5)
+    step = newest_state(broken.store.work(stage.key))
+    assert 5 <= step < stage.identity.steps
+    record = broken.run(stage)
+    assert broken.weights(stage) == unbroken.weights(stage)
+    assert record["losses"] == unbroken.store.record(stage.key)["losses"]
+    assert not broken.store.work(stage.key).exists()
+
+
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(bench):
+    here = bench()
+    stage = here.trial(0).pretrain
+    with pytest.raises(KeyboardInterrupt):
+        here.run(stage, every=0.0, report=_interrupt_after(20 * 8 * 32))
+    folder = here.store.work(stage.key)
+    newest = newest_state(folder)
+    (folder / f"{newest:08d}" / "state.safetensors").open("r+b").truncate(100)
+    before = newest_state(folder)
+    assert 0 < before < newest
+    assert read_state(folder, before)[1]["step"] == before
+    (folder / f"{before:08d}" / "state.json").write_text("{")
+    assert newest_state(folder) == 0
+
+
+def _interrupt_after(tokens: int):
+    import ee_ray.train
+
+    ee_ray.train.REPORT_SECONDS, kept = 0.0, ee_ray.train.REPORT_SECONDS
+
+    def report(done: int) -> None:
+        if done >= tokens:
+            ee_ray.train.REPORT_SECONDS = kept
+            time.sleep(0.2)  # the last state is written in the background
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_early_stopping_hands_on_the_best_weights_and_measures_those(bench):
+    here = bench(**{**VARYING, "stages__posttrain__learning_rate": 0.05, "stages__posttrain__passes": 40})
+    trial = here.trial(0)
+    here.run_all(trial.pretrains)
+    record = here.run(trial.posttrain)
+    curve = _curve(here, trial.posttrain)
+    looked = {step: loss for step, loss in zip(curve["step"], curve["validation"], strict=True) if not math.isnan(loss)}
+    assert record["best_step"] == min(looked, key=looked.__getitem__)
+    assert record["steps"] == record["best_step"] + 2 * 4 < trial.posttrain.identity.steps
+    assert record["tokens"] == record["steps"] * 4 * 32 < trial.posttrain.identity.tokens
+    model = small(num_hidden_layers=1)
+    load_weights(model, here.store.weights(trial.posttrain.key))
+    pool = here.sweep.packed("post")
+    assert heldout_loss(model, pool.validation(8, 16), CPU.device, "fp32") == min(looked.values())
+    assert heldout_loss(model, pool.heldout(16), CPU.device, "fp32") == record["losses"]["post"]
+
+
+def _curve(bench: Bench, stage) -> dict[str, list[float]]:
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(bench.store.metrics(stage.key)).to_pydict()
+
+
+def test_the_windows_that_early_stopping_watches_are_not_those_that_are_reported(bench):
+    pool = bench().sweep.packed("post")
+    tested, watched = ({row.tobytes() for row in found} for found in (pool.heldout(16), pool.validation(8, 16)))
+    assert len(watched) == 8 and not tested & watched
+
+
+def test_in_the_varying_setting_post_training_sees_all_of_its_corpus(bench):
+    for level in (0, 2, 4):
+        trial = bench(**VARYING).trial(level)
+        assert sum(part.windows for part in trial.posttrain.identity.parts) == 6 * 64
+        exposed = sum(p.windows for p in trial.pretrain.identity.parts if p.role == "post")
+        assert exposed == 64 * level // 4
+
+
+def test_evaluation_leaves_the_random_state_and_the_mode_alone(windows):
+    model = small()
+    model.train()
+    before = torch.get_rng_state()
+    heldout_loss(model, windows.numpy(), CPU.device, "fp32")
+    assert torch.equal(before, torch.get_rng_state()) and model.training
+
+
+def test_held_out_loss_counts_only_tokens_that_carry_loss(windows):
+    model = small()
+    plain = token_losses(model, windows)
+    hidden = windows.clone()
+    hidden[:, 10:20] = ~hidden[:, 10:20]
+    losses = token_losses(model, hidden)
+    keep = torch.ones(32, dtype=torch.bool)
+    keep[9:19] = False
+    assert torch.equal(losses[:, keep], plain[:, keep]) and not losses[:, ~keep].any()
+    mean = heldout_loss(model, hidden.numpy(), CPU.device, "fp32")
+    assert mean == pytest.approx(plain[:, keep].mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("place", NO_DROPOUT)
+def test_each_dropout_acts_in_training_and_not_in_evaluation(place, windows):
+    plain, dropped = small(), adapt(small(), {**NO_DROPOUT, place: 0.5}, None)
+    plain.eval(), dropped.eval()
+    assert torch.equal(token_losses(plain, windows), token_losses(dropped, windows))
+    plain.train(), dropped.train()
+    assert not torch.equal(token_losses(plain, windows), token_losses(dropped, windows))
+    assert set(dropped.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.parametrize(("place", "modules"), [("embedding", 1), ("residual", 4), ("mlp", 2)])
+def test_dropout_stands_where_it_is_said_to_stand(place, modules):
+    model = adapt(small(), {**NO_DROPOUT, place: 0.25}, None)
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(found) == modules and {module.p for module in found} == {0.25}
+
+
+def test_masks_of_dropout_depend_neither_on_workers_nor_on_micro_batches():
+    rows = np.arange(40).reshape(20, 2)
+    alone = [(tuple(part[:, 0]), draw) for part, _, draw in shares(rows, CPU, 3, True)]
+    three = [(tuple(part[:, 0]), draw) for rank in range(3) for part, _, draw in shares(rows, World(CPU.device, rank, 3), 1, True)]  # fmt: skip
+    assert sorted(alone) == sorted(three) and len(alone) == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_merged_at_hand_over_give_the_same_losses(tied, windows, tmp_path):
+    base = small(tie_word_embeddings=tied)
+    save_weights(base, tmp_path / "w.safetensors")
+    model = small(tie_word_embeddings=False)
+    load_weights(model, tmp_path / "w.safetensors")
+    if tied:
+        assert torch.equal(model.lm_head.weight, base.model.embed_tokens.weight)
+    trained = adapt(model, None, LORA)
+    embedding = model.model.embed_tokens.weight.clone()
+    names = set(weights_of(trained))
+    assert all("lora_" in name for name in names) and len(names) == 2 * (2 * 4 + 1)
+    assert not any(part in name for name in names for part in ("q_proj", "k_proj", "v_proj"))
+    with torch.no_grad():
+        for name, param in trained.named_parameters():
+            if "lora_B" in name:
+                param.normal_(0, 0.1)
+    trained.eval()
+    before = token_losses(trained, windows)
+    plain = merged(trained)
+    assert torch.allclose(before, token_losses(plain, windows), atol=1e-5)
+    assert not torch.allclose(before, token_losses(base, windows), atol=1e-2)
+    assert torch.equal(plain.model.embed_tokens.weight, embedding)
+    save_weights(plain, tmp_path / "merged.safetensors")
+    again = small(tie_word_embeddings=False)
+    load_weights(again, tmp_path / "merged.safetensors")
+    assert torch.equal(token_losses(again, windows), token_losses(plain, windows))
+
+
+def test_a_tied_model_goes_through_adapters_to_fine_tuning(bench):
+    here = bench(model={**tiny()["model"], "tie_word_embeddings": True}, stages__posttrain__lora=LORA)
+    trial = here.trial(2)
+    records = here.run_all(trial.stages)
+    assert [r["payload"]["model"].get("tie_word_embeddings") for r in records] == [True, False, False, False]
+    assert records[1]["parameters"] == records[0]["parameters"] + 256 * 32
+    assert records[1]["losses"]["post"] < records[0]["losses"]["post"]
+
+
+@pytest.mark.parametrize(
+    ("dropout", "lora", "message"),
+    [
+        ({**NO_DROPOUT, "mlp": 0.1}, None, "stages.posttrain.dropout.mlp"),
+        (None, {**LORA, "targets": ["w_proj", "lm_head"]}, "targets: this model has no w_proj"),
+    ],
+)
+def test_a_model_without_the_place_is_refused(dropout, lora, message):
+    model = build_model(build_config({"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}, 256, 32), 0)
+    with pytest.raises(UserError, match=message):
+        adapt(model, dropout, lora)
+
+
+def test_a_stage_that_diverges_stops_at_once_and_says_where(bench):
+    here = bench(stages__pretrain__learning_rate=0.9, model={**tiny()["model"], "rms_norm_eps": -1.0})
+    with pytest.raises(Diverged, match="gradient norm nan at step 1 of 32"):
+        here.run(here.trial(0).pretrain)
+
+
+def test_a_sweep_can_go_on_from_a_model_that_somebody_has(write, tmp_path):
+    from ee_ray.pretrained import fingerprint
+
+    model = small(num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "mine")
+    here = Bench(write, model={"checkpoint": "mine"})
+    assert here.store.model(here.sweep.data["model"]).is_dir()
+    trial = here.trial(0)
+    assert trial.pretrain.identity.model == {"checkpoint": fingerprint(tmp_path / "mine")}
+    (tmp_path / "mine").rename(tmp_path / "moved")  # the store has what it needs
+    record = here.run(trial.pretrain)
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    records = here.run_all([trial.posttrain, trial.finetunes[0][1]])
+    assert all(math.isfinite(loss) for r in records for loss in r["losses"].values())
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no such folder"),
+        ({"x": ""}, "config.json cannot be read"),
+        ({"config.json": "{}"}, "has no model_type"),
+        ({"config.json": '{"model_type": "llama"}', "pytorch_model.bin": "pickle"}, "pickled weights are not loaded"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(write, tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_sweep(write(model={"checkpoint": "mine"}), tmp_path / "store")
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
+    build_model(build_config(tiny()["model"], 100, 32), 0).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="vocabulary of 100 is smaller than the tokenizer's 256"):
+        build_config({}, 256, 32, tmp_path)
+
+
+def test_facts_of_a_state_survive_json():
+    at = Progress(best_loss=math.inf)
+    at.curve.validation.append(math.nan)
+    assert json.loads(json.dumps(at.facts()))["best_loss"] == math.inf
