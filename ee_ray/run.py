@@ -10,7 +10,6 @@ import torch
 
 from ee_ray.board import Board
 from ee_ray.cluster import NAMESPACE
-from ee_ray.data.pack import VOCAB_SIZE
 from ee_ray.errors import Diverged, UserError
 from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
@@ -25,7 +24,9 @@ Watch = Callable[[Callable[[], dict[str, Any]]], Any]
 
 def check_model(sweep: Sweep) -> None:
     """Build the model once, without memory for its weights, so that a bad config is found before anything trains."""
-    config = build_config(sweep.spec.model_config_fields, VOCAB_SIZE, sweep.spec.sequence_length)
+    vocab_size = sweep.vocab_size()
+    assert vocab_size  # known, since the data are prepared
+    config = build_config(sweep.spec.model_config_fields, vocab_size, sweep.spec.sequence_length)
     with torch.device("meta"):
         build_model(config, 0)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ee_ray.board import Order
 from ee_ray.data.order import Indices, Run, schedule
-from ee_ray.data.pack import VOCAB_SIZE, Packed, open_packed
+from ee_ray.data.pack import Packed, open_packed
 from ee_ray.evaluate import heldout_loss
 from ee_ray.model import build_config, build_model, load_weights, save_weights
 from ee_ray.plan import StageIdentity
@@ -43,7 +43,7 @@ def _gather(pools: list[Packed], rows: Indices) -> NDArray[np.int64]:
 
 
 def _load(store: Store, stage: StageIdentity) -> torch.nn.Module:
-    config = build_config(stage.model, VOCAB_SIZE, stage.sequence_length)
+    config = build_config(stage.model, _open(store, stage.parts[0].data).vocab_size, stage.sequence_length)
     model = build_model(config, stage.seed)
     if stage.parent:
         load_weights(model, store.weights(stage.parent))

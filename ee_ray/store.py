@@ -2,6 +2,8 @@
 
     store.json                    {"schema": 1}
     data/<fingerprint>/           prepared corpora
+    tokenizers/<fingerprint>/     tokenizer.json, encoding.json
+    digests.json                  hashes of files that were read
     stages/<key>/                 weights.safetensors, metrics.parquet, record.json
     failures/<key>.json           evidence of a stage that failed
     sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
@@ -82,6 +84,13 @@ class Store:
 
     def data(self, fingerprint: str) -> Path:
         return self.root / "data" / fingerprint
+
+    def tokenizer(self, fingerprint: str) -> Path:
+        return self.root / "tokenizers" / fingerprint
+
+    @property
+    def digests(self) -> Path:
+        return self.root / "digests.json"
 
     def stage(self, key: str) -> Path:
         return self.root / "stages" / key

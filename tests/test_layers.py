@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "spec.strict", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
-    "data.builtin", "data.order", "data.sources", "data.pack",
+    "errors", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
+    "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens", "data.shards",
+    "data.workers", "data.pack", "data.build", "data.tokenizer",
     "plan", "store", "board",
     "model", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",

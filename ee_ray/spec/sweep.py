@@ -13,6 +13,7 @@ from ee_ray.spec.model import PRESETS
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
 from ee_ray.spec.strict import Positive, Strict
+from ee_ray.spec.tokenizer import Tokenizer
 
 
 class Execution(Strict):
@@ -29,7 +30,7 @@ class SweepSpec(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     setting: Literal["compute_matched"] = "compute_matched"
     model: dict[str, Any] | Literal["nano"]
-    tokenizer: Literal["bytes"] = "bytes"
+    tokenizer: Tokenizer = Tokenizer(raw_bytes=True)
     sequence_length: Annotated[int, Field(ge=8)]
     precision: Literal["fp32", "bf16"] = "fp32"
     data: Data
