@@ -43,8 +43,11 @@ def _end(wanted: Wanted, files: Mapping[str, Path], where: str) -> str:
     """The token that ends a document: the spec's, or the eos token of tokenizer_config.json."""
     if wanted.end is not None:
         return wanted.end
-    config = json.loads(files["tokenizer_config.json"].read_text()) if "tokenizer_config.json" in files else {}
-    token = config.get("eos_token")
+    try:
+        config = json.loads(files["tokenizer_config.json"].read_text()) if "tokenizer_config.json" in files else {}
+        token = config.get("eos_token")
+    except (ValueError, AttributeError):
+        raise UserError(f"{where}: its tokenizer_config.json is not a JSON object") from None
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         raise UserError(f"{where}: its tokenizer_config.json names no eos_token: set tokenizer.end to the token that ends a document")  # fmt: skip

@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ee_ray.spec.strict import Commit, Strict
 
+_KINDS = "must be bytes, {folder: PATH}, {hub: ID, revision: COMMIT} or {train: {vocab_size: N, on: pre}}"
+
 
 class Train(Strict):
     """A byte-level BPE of at most `vocab_size` tokens, trained on the training text of the corpora in `on`."""
@@ -34,13 +36,15 @@ class Tokenizer(Strict):
     @model_validator(mode="before")
     @classmethod
     def _bytes_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "bytes":
+            raise ValueError(f"{_KINDS}, got {value!r}")
         return {"raw_bytes": True} if value == "bytes" else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Tokenizer":
         kinds = [bool(kind) for kind in (self.raw_bytes, self.folder, self.hub, self.train)]
         if sum(kinds) != 1:
-            raise ValueError("must be bytes, {folder: PATH}, {hub: ID, revision: COMMIT} or {train: {vocab_size: N, on: pre}}")  # fmt: skip
+            raise ValueError(_KINDS)
         if bool(self.hub) != bool(self.revision):
             raise ValueError(
                 "revision goes with hub:, and hub: needs it: the commit hash of the tokenizer's repository"
