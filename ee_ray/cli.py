@@ -104,27 +104,52 @@ def _plan_text(quotation: dict[str, Any]) -> str:
 
 
 @_sweep_command
-def prepare(spec: str, storage: str) -> None:
-    """Split, tokenize and pack the data of SPEC."""
+@click.option("--address", help="Ray cluster that packs; it must see the store. Without it, all cores here.")
+def prepare(spec: str, storage: str, address: str | None) -> None:
+    """Split, tokenize and pack the data of SPEC, or go on with it."""
     from ee_ray.spec.data import ROLES
     from ee_ray.sweep import open_sweep
 
+    signal.signal(signal.SIGTERM, _terminate)
     sweep = open_sweep(spec, storage)
-    _prepare(sweep)
+    if address:
+        _prepare_on_ray(sweep, address)
+    else:
+        _prepare(sweep)
     for role in ROLES:
         packed = sweep.packed(role)
         assert packed is not None
         click.echo(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
 
 
-def _prepare(sweep: Any) -> None:
+def _prepare_on_ray(sweep: Any, address: str) -> None:
+    from ee_ray.environment import prepare_ray
+
+    prepare_ray(address)
+    from ee_ray.cluster import connected
+    from ee_ray.scatter import on_ray
+
+    with connected(address):
+        signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
+        _prepare(sweep, on_ray)
+
+
+def _prepare(sweep: Any, workers: Any = None) -> None:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
     from ee_ray.sweep import prepare as prepare_data
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    # How much text there is in all is known after reading it: the bar shows motion, the columns amounts.
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        FileSizeColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(role: str, done: int) -> None:
@@ -132,7 +157,7 @@ def _prepare(sweep: Any) -> None:
                 tasks[role] = bar.add_task(f"packing {role}", total=None)
             bar.advance(tasks[role], done)
 
-        warnings = prepare_data(sweep, progress)
+        warnings = prepare_data(sweep, progress, workers)
     _warn(warnings)
 
 

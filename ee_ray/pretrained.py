@@ -1,12 +1,16 @@
 """A model that somebody already has: a folder that transformers saved, known by its content and kept in the store."""
 
-import hashlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
+from pyarrow.fs import LocalFileSystem
+
+from ee_ray.data.digests import sha256
+from ee_ray.data.files import File
 from ee_ray.identity import key_of
 
 CONFIG = "config.json"
@@ -14,6 +18,11 @@ CONFIG = "config.json"
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
+
+
+def _file(path: Path) -> File:
+    facts = path.stat()
+    return File(LocalFileSystem(), str(path.resolve()), str(path), facts.st_size, facts.st_mtime_ns)
 
 
 def check(folder: Path) -> str | None:
@@ -31,12 +40,9 @@ def check(folder: Path) -> str | None:
     return None
 
 
-def fingerprint(folder: Path) -> str:
-    """16 hex digits for the config and every file of weights."""
-    hashes = {}
-    for path in _weights(folder):
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+def fingerprint(folder: Path, sha256: Callable[[File], str] = sha256) -> str:
+    """16 hex digits for the config and every file of weights, hashed by `sha256`."""
+    hashes = {path.name: sha256(_file(path)) for path in _weights(folder)}
     return key_of({"config": json.loads((folder / CONFIG).read_text()), "weights": hashes})
 
 

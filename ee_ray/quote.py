@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from typing import Any
 
-from ee_ray.data.pack import VOCAB_SIZE
 from ee_ray.ledger import Ledger, read_ledger
 from ee_ray.plan import budgets, distinct, parameters, trialwise_tokens
 from ee_ray.sweep import Sweep
@@ -21,7 +20,7 @@ def _rate(sweep: Sweep, ledger: Ledger, params: int | None) -> tuple[float | Non
     if measured:
         return sum(measured) / len(measured), "measured in this store"
     if params is None:
-        return None, "unknown for this architecture until a stage has run"
+        return None, "unknown for this architecture or tokenizer until a stage has run"
     execution = sweep.spec.execution
     flops = GPU_FLOPS * execution.gpus_per_worker or CPU_FLOPS * execution.cpus_per_worker
     return flops * execution.workers / (6 * params), "assumed: 25 GFLOP/s a CPU core, 150 TFLOP/s a GPU"
@@ -66,7 +65,8 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
     later = 0 if ledger.decision.stop else max(search.max_trials - len(ledger.trials), 0)
     dearest = max(sum(s.identity.tokens for s in distinct([trial]).values()) for trial in ledger.trials)
     room = max(search.max_tokens - total, 0) if search.max_tokens else later * dearest
-    params = parameters(sweep.spec.model_config_fields, VOCAB_SIZE)
+    vocabulary = sweep.vocab_size()
+    params = parameters(sweep.spec.model_config_fields, vocabulary) if vocabulary else None
     rate, rate_source = _rate(sweep, ledger, params)
     execution = sweep.spec.execution
     slots = (

@@ -6,6 +6,9 @@
     stages/<key>/                 weights.safetensors, metrics.parquet, record.json; optimizer.safetensors where another
                                   stage goes on from it
     work/<key>/                   states of a stage that is being trained; gone once it is published
+    tokenizers/<fingerprint>/     tokenizer.json, encoding.json
+    digests.json                  hashes of files that were read
+    stages/<key>/                 weights.safetensors, metrics.parquet, record.json
     failures/<key>.json           evidence of a stage that failed
     sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
 
@@ -92,6 +95,13 @@ class Store:
 
     def work(self, key: str) -> Path:
         return self.root / "work" / key
+
+    def tokenizer(self, fingerprint: str) -> Path:
+        return self.root / "tokenizers" / fingerprint
+
+    @property
+    def digests(self) -> Path:
+        return self.root / "digests.json"
 
     def stage(self, key: str) -> Path:
         return self.root / "stages" / key

@@ -1,5 +1,6 @@
 """A sweep opened on its store: the spec, the data's fingerprints, and the prepared data. No torch, no Ray."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ee_ray import pretrained
-from ee_ray.data import sources
-from ee_ray.data.pack import Packed, identities, open_packed, pack, shortfalls
+from ee_ray.data import sources, tokenizer
+from ee_ray.data.build import pack
+from ee_ray.data.digests import Digests
+from ee_ray.data.pack import Packed, identity_of, open_packed, shortfalls, source_identities
+from ee_ray.data.workers import Workers, cores, here, processes
 from ee_ray.errors import UserError
 from ee_ray.identity import key_of
 from ee_ray.plan import budgets
@@ -37,6 +41,11 @@ class Sweep:
     def folder(self) -> Path:
         return self.path.resolve().parent
 
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's place in the store."""
+        return self.store.tokenizer(key_of({"tokenizer": self.identities[ROLES[0]]["tokenizer"]}))
+
     def source(self, role: str) -> Source:
         source: Source = getattr(self.spec.data, role)
         return source
@@ -44,23 +53,33 @@ class Sweep:
     def packed(self, role: str) -> Packed | None:
         return open_packed(self.store.data(self.data[role]))
 
+    def vocab_size(self) -> int | None:
+        """Tokens of the tokenizer; None while it is the hub's and was not fetched."""
+        return tokenizer.vocab_size(self.spec, self.folder, self.tokenizer)
+
 
 def open_sweep(path: Path | str, storage: Path | str) -> Sweep:
-    """Read a sweep and fingerprint its sources; writes nothing.
+    """Read a sweep and fingerprint its sources. Writes nothing but the hashes of large files, which it keeps in the store.
 
     Raises:
         UserError: with every problem of the spec, or else of the sources, or of the store.
     """
     path = Path(path)
     spec = load_sweep(path)
+    store = Store(storage)
+    digests = Digests(store.digests)
     try:
-        found = identities(spec, path.resolve().parent)
+        found = _identities(spec, path.resolve().parent, digests)
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from None
     data = {role: key_of(found[role]) for role in ROLES}
     if folder := _checkpoint(spec, path):
-        data["model"] = pretrained.fingerprint(folder)
-    return Sweep(path, spec, Store(storage), found, data)
+        data["model"] = pretrained.fingerprint(folder, digests.sha256)
+    if digests.found:
+        with contextlib.suppress(OSError, UserError):  # a store that cannot be written costs time, here
+            store.create()
+            digests.save()
+    return Sweep(path, spec, store, found, data)
 
 
 def _checkpoint(spec: SweepSpec, path: Path) -> Path | None:
@@ -77,8 +96,16 @@ def _checkpoint(spec: SweepSpec, path: Path) -> Path | None:
     return folder
 
 
-def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
+def _identities(spec: SweepSpec, folder: Path, digests: Digests) -> dict[str, dict[str, Any]]:
+    documents = source_identities(spec, folder, digests.sha256)
+    tokens = tokenizer.identity(spec, folder, documents)
+    return {role: identity_of(spec, documents[role], tokens) for role in ROLES}
+
+
+def prepare(sweep: Sweep, progress: Callable[[str, int], None], workers: Workers | None = None) -> list[str]:
     """Pack what is not packed yet; `progress` gets a role and bytes done. Returns warnings about small pools.
+
+    `workers`: who packs; by default a process for each core of this machine.
 
     Raises:
         UserError: with every source that cannot be read, is too small, or is strict and too small for its budget.
@@ -86,6 +113,10 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
     sweep.store.create()
     if folder := _checkpoint(sweep.spec, sweep.path):
         pretrained.adopt(folder, sweep.store.model(sweep.data["model"]))
+    try:
+        encoding = tokenizer.bring(sweep.spec, sweep.folder, sweep.tokenizer)
+    except UserError as error:
+        raise UserError(f"{sweep.path}: {problem}" for problem in error.problems) from None
     packed, problems = {}, []
     for role in ROLES:
         try:
@@ -94,7 +125,9 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
                 sweep.folder,
                 sweep.identities[role],
                 sweep.store.data(sweep.data[role]),
+                encoding,
                 partial(progress, role),
+                workers or processes(cores()),
             )
         except UserError as error:
             problems += [f"{sweep.path}: data.{role}: {problem}" for problem in error.problems]
@@ -109,6 +142,8 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None]) -> list[str]:
 def prepare_if_quick(sweep: Sweep) -> list[str]:
     """`prepare`, where every source that is missing is small; otherwise a warning that says what to do."""
     missing = [role for role in ROLES if sweep.packed(role) is None]
-    if any(sources.raw_bytes(sweep.source(role), sweep.folder) > QUICK_BYTES for role in missing):
+    sizes = [sources.text_bytes(sweep.source(role), sweep.folder) for role in missing]
+    ready = sweep.spec.tokenizer.folder or tokenizer.known(sweep.spec, sweep.tokenizer)
+    if (missing and not ready) or any(size is None or size > QUICK_BYTES for size in sizes):
         return [f"epochs are known after `ee-ray prepare {sweep.path}`: {', '.join(missing)} not prepared yet"]
-    return prepare(sweep, lambda role, done: None)
+    return prepare(sweep, lambda role, done: None, here)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ee_ray.data.pack import file_sha256
+from ee_ray.data.pack import damage
 from ee_ray.errors import UserError
 from ee_ray.ledger import read_ledger
 from ee_ray.report.summary import summarize
@@ -18,8 +18,7 @@ def _data_problems(sweep: Sweep, role: str) -> list[str]:
     if sweep.packed(role) is None:
         return [f"data.{role}: {sweep.data[role]} is not prepared"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    wrong = [name for name, digest in manifest["sha256"].items() if file_sha256(folder / f"{name}.bin") != digest]
-    problems = [f"data.{role}: {folder / name}.bin does not match its hash" for name in wrong]
+    problems = [f"data.{role}: {problem}" for problem in damage(folder)]
     if manifest["identity"] != sweep.identities[role]:
         problems.append(f"data.{role}: {sweep.data[role]} was prepared from something else")
     return problems

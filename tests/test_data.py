@@ -10,12 +10,16 @@ import pyarrow.parquet as parquet
 import pytest
 
 from ee_ray.data import builtin, sources
-from ee_ray.data.pack import END, identities, open_packed, pack, shortfalls
+from ee_ray.data.build import pack
+from ee_ray.data.digests import sha256
+from ee_ray.data.files import FORMATS
+from ee_ray.data.pack import Packed, open_packed, shortfalls
+from ee_ray.data.shards import STREAMS, shard_file
+from ee_ray.data.tokens import BYTES, END_BYTE
 from ee_ray.errors import UserError
 from ee_ray.identity import key_of
 from ee_ray.plan import budgets
 from ee_ray.spec.data import Source
-from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import open_sweep, prepare
 
 TEXTS = ["alpha beta", "gamma, delta: größer", "one\ntwo", "épsilon", "zeta " * 30]
@@ -25,33 +29,40 @@ def quiet(*_):
     return None
 
 
+def texts(source: Source, folder) -> list[str]:
+    return [text for text, _, _ in sources.documents(source, folder)]
+
+
 def written(folder, suffix: str) -> Source:
     """The same five documents in each format that people bring."""
     path = folder / f"corpus{suffix}"
     if suffix == ".txt":
         path.write_text("\n\n".join(text.replace("\n", " ") for text in TEXTS))
         return Source(source=f"file:{path.name}")
+    table = pa.table({"id": range(len(TEXTS)), "body": TEXTS})
     if suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(TEXTS)))
+        path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    elif suffix == ".parquet":
+        parquet.write_table(table, path)
     else:
-        parquet.write_table(pa.table({"id": range(len(TEXTS)), "body": TEXTS}), path)
+        with pa.ipc.new_stream(path, table.schema) as stream:  # as the hub's library writes them
+            stream.write_table(table)
     return Source(source=f"file:{path.name}", field="body")
 
 
-@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_each_format_gives_the_same_documents(tmp_path, suffix):
     expected = [text.replace("\n", " ") for text in TEXTS] if suffix == ".txt" else TEXTS
     source = written(tmp_path, suffix)
-    assert sources.check(source, tmp_path) is None
-    assert list(sources.read(source, tmp_path)) == [text.rstrip("\n") for text in expected]
+    assert texts(source, tmp_path) == [text.rstrip("\n") for text in expected]
 
 
 def test_a_source_is_its_content_and_not_its_path(tmp_path):
     (tmp_path / "other").mkdir()
     here, there = written(tmp_path, ".jsonl"), written(tmp_path / "other", ".jsonl")
-    assert sources.identity(here, tmp_path) == sources.identity(there, tmp_path / "other")
+    assert sources.identity(here, tmp_path, sha256) == sources.identity(there, tmp_path / "other", sha256)
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"body": "changed"}))
-    assert sources.identity(here, tmp_path) != sources.identity(there, tmp_path / "other")
+    assert sources.identity(here, tmp_path, sha256) != sources.identity(there, tmp_path / "other", sha256)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +70,14 @@ def test_a_source_is_its_content_and_not_its_path(tmp_path):
     [
         ("gone.txt", None, "no such file"),
         ("empty.txt", b"", "is empty"),
-        ("x.csv", b"a,b", "files end in .txt, .jsonl, .parquet, got '.csv'"),
+        ("x.csv", b"a,b", "files end in .txt, .jsonl, .parquet, .arrow, or .txt and .jsonl with .gz, .zst, got '.csv'"),
     ],
 )
 def test_a_file_that_cannot_serve_is_found_before_anything_is_read(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert message in sources.check(Source(source=f"file:{name}"), tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        sources.identity(Source(source=f"file:{name}"), tmp_path, sha256)
 
 
 @pytest.mark.parametrize(
@@ -76,35 +88,35 @@ def test_a_file_that_cannot_serve_is_found_before_anything_is_read(tmp_path, nam
         ("x.jsonl", b'{"body": "a", "id": 1}\n', "no text field 'text'; the record has: body, id"),
         ("x.jsonl", b'{"text": 7}\n', "no text field 'text'"),
         ("x.jsonl", b'["a"]\n', "the record has: list"),
-        ("x.parquet", b"not parquet at all", "is not parquet"),
+        ("x.parquet", b"not parquet at all", "cannot be read as .parquet"),
     ],
 )
 def test_content_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(message)):
-        list(sources.read(Source(source=f"file:{name}"), tmp_path))
+        texts(Source(source=f"file:{name}"), tmp_path)
 
 
 def test_a_missing_column_lists_those_that_are_there(tmp_path):
     source = written(tmp_path, ".parquet").model_copy(update={"field": "text"})
     with pytest.raises(UserError, match="no column 'text'; there are: id, body"):
-        list(sources.read(source, tmp_path))
+        texts(source, tmp_path)
 
 
 def packed(folder, texts: list[str], fraction: float = 0.4, length: int = 8):
     (folder / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     identity = {"heldout_fraction": fraction, "sequence_length": length}
-    return pack(Source(source="file:c.jsonl"), folder, identity, folder / key_of(identity), quiet)
+    return pack(Source(source="file:c.jsonl"), folder, identity, folder / key_of(identity), BYTES, quiet)
 
 
-def stream(corpus, name: str) -> bytes:
-    return (corpus.folder / f"{name}.bin").read_bytes()
+def stream(corpus: Packed, name: str) -> bytes:
+    return b"".join((corpus.folder / shard_file(name, i)).read_bytes() for i in range(len(corpus.train_shards)))
 
 
 def test_copies_of_a_document_never_stand_on_both_sides_of_the_split(tmp_path):
     texts = [f"document {i % 40}" for i in range(200)]
     corpus = packed(tmp_path, texts)
-    train, heldout = (set(stream(corpus, name).split(bytes([END]))) - {b""} for name in ("train", "heldout"))
+    train, heldout = (set(stream(corpus, name).split(bytes([END_BYTE]))) - {b""} for name in ("train", "heldout"))
     assert train and heldout
     assert not train & heldout
     assert train | heldout == {text.encode() for text in texts}
@@ -115,8 +127,8 @@ def test_the_split_of_a_document_depends_on_nothing_but_the_document(tmp_path):
     (tmp_path / "b").mkdir()
     few = packed(tmp_path / "a", [f"document {i}" for i in range(50)])
     many = packed(tmp_path / "b", [f"document {i}" for i in reversed(range(90))])
-    in_few = set(stream(few, "heldout").split(bytes([END])))
-    assert in_few <= set(stream(many, "heldout").split(bytes([END])))
+    in_few = set(stream(few, "heldout").split(bytes([END_BYTE])))
+    assert in_few <= set(stream(many, "heldout").split(bytes([END_BYTE])))
 
 
 def test_windows_tile_the_text_and_each_predicts_the_next_ones_first_token(tmp_path):
@@ -132,8 +144,8 @@ def test_windows_tile_the_text_and_each_predicts_the_next_ones_first_token(tmp_p
 def test_a_manifest_states_the_hashes_of_what_it_describes(tmp_path):
     corpus = packed(tmp_path, TEXTS)
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
-    for name in ("train", "heldout"):
-        assert manifest["sha256"][name] == hashlib.sha256(stream(corpus, name)).hexdigest()
+    for name in STREAMS:
+        assert manifest["shards"][0]["sha256"][name] == hashlib.sha256(stream(corpus, name)).hexdigest()
     assert open_packed(corpus.folder) == corpus
 
 
@@ -178,8 +190,7 @@ def test_pools_that_cannot_serve_are_refused(write, tmp_path, changes, message):
 
 def test_fingerprints_differ_where_windows_would(write, tmp_path):
     def fingerprints(**changes):
-        found = identities(SweepSpec.model_validate(open_sweep(write(**changes), tmp_path).spec), tmp_path)
-        return {role: key_of(identity) for role, identity in found.items()}
+        return open_sweep(write(**changes), tmp_path).data
 
     base = fingerprints()
     assert fingerprints(name="other", search__max_trials=20) == base

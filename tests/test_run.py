@@ -130,13 +130,13 @@ def test_verify_lists_every_mismatch(copy):
     copy.store.weights(damaged).write_bytes(b"x")
     copy.store.weights(gone).unlink()
     fingerprint = copy.summary()["provenance"]["data"]["post"]["fingerprint"]
-    with (copy.store.data(fingerprint) / "train.bin").open("r+b") as file:
+    with (copy.store.data(fingerprint) / "train-00000.bin").open("r+b") as file:
         file.write(b"changed")
     summary = copy.summary()
     summary["optimum"]["lambda"] = 0.123
     (copy.folder / "reports/tiny/summary.json").write_text(json.dumps(summary))
     found = "\n".join(json.loads(copy.ee_ray("verify", "tiny.yaml", "--json", status=1).stdout)["problems"])
-    for part in (f"stage {damaged}: weights.safetensors does not match", f"stage {gone}: weights.safetensors is missing", "train.bin does not match", "differs from the store in optimum.lambda"):  # fmt: skip
+    for part in (f"stage {damaged}: weights.safetensors does not match", f"stage {gone}: weights.safetensors is missing", "train-00000.bin does not match", "differs from the store in optimum.lambda"):  # fmt: skip
         assert part in found
 
 
@@ -169,10 +169,10 @@ def test_a_stage_that_fails_for_want_of_something_is_tried_again_by_the_next_run
     spec = place.write(search__max_trials=6)
     place.ee_ray("prepare", spec)
     fingerprint = finished.summary()["provenance"]["data"]["ft"]["fingerprint"]
-    hidden = place.store.data(fingerprint) / "heldout.bin"
+    hidden = place.store.data(fingerprint) / "heldout-00000.bin"
     hidden.rename(hidden.with_suffix(".away"))
     done = place.ee_ray("run", spec, "--local", status=3)
-    assert "heldout.bin" in done.stderr
+    assert "heldout-00000.bin" in done.stderr
     kept = place.numbers()
     assert len(kept) == 10
     hidden.with_suffix(".away").rename(hidden)

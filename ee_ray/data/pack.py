@@ -1,16 +1,15 @@
-"""Documents to windows: split by document hash, encode, end each document, cut; written once under a fingerprint.
+"""A prepared corpus: two streams of tokens in shards, read as windows.
 
 A window is `sequence_length` predictions: it is read as sequence_length + 1 tokens, the last of which is also the
-first of the next window. So a budget of w windows trains exactly w * sequence_length tokens.
+first of the next window. So a budget of w windows trains exactly w * sequence_length tokens. Shards are cuts of one
+stream: windows run across them.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,79 +17,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ee_ray.data import sources
+from ee_ray.data.digests import sha256
+from ee_ray.data.files import File
 from ee_ray.data.order import Indices
+from ee_ray.data.shards import STREAMS, shard_file
+from ee_ray.data.tokens import Tokens
 from ee_ray.errors import UserError
-from ee_ray.spec.data import Source
+from ee_ray.spec.data import ROLES, Source
 from ee_ray.spec.sweep import SweepSpec
 
-PACK_VERSION = 1
-VOCAB_SIZE = 256  # the bytes tokenizer; byte 0 does not occur in text and ends each document
-END = 0
+PACK_VERSION = 2
+SCHEMA = 2
+OPEN_SHARDS = 8192  # memory-mapped at once by one process; Linux allows 65,530 maps
+
+
+@lru_cache(OPEN_SHARDS)
+def _shard(path: str, dtype: str) -> Tokens:
+    # A plain view: slicing a memmap itself costs ten times as much.
+    return np.memmap(path, dtype, "r").view(np.ndarray)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One prepared corpus: two memory-mapped token streams and how many whole windows each holds."""
+    """One prepared corpus. `partial`: some of its tokens are only read, and carry no loss. `train_shards` and `heldout_shards` hold
+    the number of tokens in each shard; a stored token is as data/tokens.py says."""
 
     folder: Path
     sequence_length: int
     train_windows: int
     heldout_windows: int
     documents: int
+    vocab_size: int
+    dtype: str
+    partial: bool
+    train_shards: tuple[int, ...]
+    heldout_shards: tuple[int, ...]
+
+    @cached_property
+    def _starts(self) -> dict[str, Indices]:
+        """Where each shard starts in its stream, and where the stream ends."""
+        counts = {"train": self.train_shards, "heldout": self.heldout_shards}
+        return {stream: np.concatenate([[0], np.cumsum(counts[stream], dtype=np.int64)]) for stream in STREAMS}
+
+    def _piece(self, stream: str, start: int, stop: int) -> Tokens:
+        """Stored tokens [start, stop) of a stream."""
+        starts = self._starts[stream]
+        shard = int(np.searchsorted(starts, start, "right")) - 1
+        parts = []
+        while start < stop:
+            end = min(stop, int(starts[shard + 1]))
+            if end > start:
+                tokens = _shard(str(self.folder / shard_file(stream, shard)), self.dtype)
+                parts.append(tokens[start - starts[shard] : end - starts[shard]])
+            start, shard = end, shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _stored(self, stream: str, indices: Indices) -> Tokens:
+        width = self.sequence_length + 1
+        out = np.empty((len(indices), width), self.dtype)
+        for row, start in enumerate((np.asarray(indices, np.int64) * self.sequence_length).tolist()):
+            out[row] = self._piece(stream, start, start + width)
+        return out
 
     def gather(self, stream: str, indices: Indices) -> NDArray[np.int64]:
-        """Windows of `stream` ("train" or "heldout"), shape (len(indices), sequence_length + 1)."""
-        tokens = np.memmap(self.folder / f"{stream}.bin", np.uint8, "r")
-        offsets = np.arange(self.sequence_length + 1)
-        found: NDArray[np.int64] = tokens[indices[:, None] * self.sequence_length + offsets].astype(np.int64)
-        return found
+        """Windows of `stream` ("train" or "heldout"), shape (len(indices), sequence_length + 1).
 
-    @property
-    def vocab_size(self) -> int:
-        return VOCAB_SIZE
+        A token t that is read but carries no loss is given as its complement ~t, which is negative.
+        """
+        stored = self._stored(stream, indices).astype(np.int64)
+        return (stored >> 1) ^ -(stored & 1) if self.partial else stored
 
     def counted(self, stream: str, indices: Indices) -> NDArray[np.int64]:
-        """Tokens of each window that carry loss."""
-        return np.full(len(indices), self.sequence_length)
+        """How many of each window's predictions carry loss, shape (len(indices),): 0 to sequence_length."""
+        if not self.partial:
+            return np.full(len(indices), self.sequence_length, np.int64)
+        counts: NDArray[np.int64] = (self._stored(stream, indices)[:, 1:] % 2 == 0).sum(axis=1, dtype=np.int64)
+        return counts
 
-    def validation(self, count: int, tested: int) -> NDArray[np.int64]:
-        """`count` held-out windows, evenly spaced over those that `heldout(tested)` leaves."""
-        tests = np.arange(tested) * self.heldout_windows // tested
-        left = np.setdiff1d(np.arange(self.heldout_windows), tests)
-        return self.gather("heldout", left[np.arange(count) * len(left) // count])
+    def _tested(self, count: int) -> Indices:
+        return np.arange(count) * self.heldout_windows // count
 
     def heldout(self, count: int) -> NDArray[np.int64]:
         """`count` held-out windows, evenly spaced over the held-out stream: the fixed set of every evaluation."""
-        return self.gather("heldout", np.arange(count) * self.heldout_windows // count)
+        return self.gather("heldout", self._tested(count))
 
+    def validation(self, count: int, tested: int) -> NDArray[np.int64]:
+        """`count` held-out windows, evenly spaced among those that `heldout(tested)` does not hold.
 
-def identities(spec: SweepSpec, folder: Path) -> dict[str, dict[str, Any]]:
-    """For each role, everything that its packed windows depend on.
-
-    Raises:
-        UserError: with every source that is missing, empty or of an unknown kind.
-    """
-    problems = [
-        f"data.{role}.source: {problem}"
-        for role, source in _roles(spec).items()
-        if (problem := sources.check(source, folder))
-    ]
-    if problems:
-        raise UserError(problems)
-    return {
-        role: {
-            "source": sources.identity(source, folder),
-            "tokenizer": spec.tokenizer,
-            "sequence_length": spec.sequence_length,
-            "heldout_fraction": spec.data.heldout_fraction,
-            "version": PACK_VERSION,
-        }
-        for role, source in _roles(spec).items()
-    }
-
-
-def _roles(spec: SweepSpec) -> dict[str, Source]:
-    return {"pre": spec.data.pre, "post": spec.data.post, "ft": spec.data.ft}
+        Raises:
+            UserError: fewer than that are left.
+        """
+        left = np.setdiff1d(np.arange(self.heldout_windows), self._tested(tested))
+        if len(left) < count:
+            raise UserError(f"{self.folder}: {count} windows to validate on and {tested} to test on are more than the {self.heldout_windows} held out")  # fmt: skip
+        return self.gather("heldout", left[np.arange(count) * len(left) // count])
 
 
 def open_packed(folder: Path) -> Packed | None:
@@ -99,53 +119,24 @@ def open_packed(folder: Path) -> Packed | None:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
         return None
-    counts = {name: manifest[name] for name in ("sequence_length", "train_windows", "heldout_windows", "documents")}
-    return Packed(folder, **counts)
+    if manifest["schema"] != SCHEMA:
+        raise UserError(f"{folder}: has schema {manifest['schema']}, this version reads {SCHEMA}: remove the folder")
+    names = ("sequence_length", "train_windows", "heldout_windows", "documents", "vocab_size", "dtype", "partial")
+    counts = [tuple(shard["tokens"][stream] for shard in manifest["shards"]) for stream in STREAMS]
+    return Packed(folder, *(manifest[name] for name in names), *counts)
 
 
-def _is_heldout(text: str, fraction: float) -> bool:
-    """By the document's own hash, so that copies of one document never stand on both sides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < fraction * 2**64
-
-
-def pack(
-    source: Source, base: Path, identity: Mapping[str, Any], folder: Path, progress: Callable[[int], None]
-) -> Packed:
-    """Read, split, encode and write one corpus; publish it in `folder` by one rename. `progress` gets bytes done."""
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    draft.mkdir(parents=True)
-    tokens, count = {"train": 0, "heldout": 0}, 0
-    try:
-        with (draft / "train.bin").open("wb") as train, (draft / "heldout.bin").open("wb") as heldout:
-            files = {"train": train, "heldout": heldout}
-            for text in sources.read(source, base):
-                stream = "heldout" if _is_heldout(text, identity["heldout_fraction"]) else "train"
-                encoded = text.encode() + bytes([END])
-                files[stream].write(encoded)
-                tokens[stream] += len(encoded)
-                count += 1
-                progress(len(encoded))
-        length = identity["sequence_length"]
-        windows = {stream: max(0, n - 1) // length for stream, n in tokens.items()}
-        manifest = {
-            "schema": 1,
-            "identity": identity,
-            "sequence_length": length,
-            "documents": count,
-            "train_windows": windows["train"],
-            "heldout_windows": windows["heldout"],
-            "sha256": {stream: file_sha256(draft / f"{stream}.bin") for stream in tokens},
-        }
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.exists():  # else another process has published the same windows first
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    packed = open_packed(folder)
-    assert packed is not None
-    return packed
+def damage(folder: Path) -> list[str]:
+    """Files of a prepared corpus that are missing, or not what the manifest says."""
+    problems = []
+    for shard in json.loads((folder / "manifest.json").read_text())["shards"]:
+        for stream, digest in shard["sha256"].items():
+            path = folder / shard_file(stream, shard["number"])
+            if not path.exists():
+                problems.append(f"{path} is missing")
+            elif file_sha256(path) != digest:
+                problems.append(f"{path} does not match its hash")
+    return problems
 
 
 def file_sha256(path: Path) -> str:
@@ -153,13 +144,50 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def roles_of(spec: SweepSpec) -> dict[str, Source]:
+    return {role: getattr(spec.data, role) for role in ROLES}
+
+
+def source_identities(
+    spec: SweepSpec, folder: Path, digest: Callable[[File], str] = sha256
+) -> dict[str, dict[str, Any]]:
+    """For each role, everything that its documents depend on.
+
+    Raises:
+        UserError: with every source that is missing, empty or of an unknown kind.
+    """
+    found, problems = {}, []
+    for role, source in roles_of(spec).items():
+        try:
+            found[role] = sources.identity(source, folder, digest)
+        except UserError as error:
+            problems += [f"data.{role}.source: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def identity_of(spec: SweepSpec, source: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Everything that a role's packed windows depend on, from the identities of its documents and its tokenizer."""
+    return {
+        "source": dict(source),
+        "tokenizer": tokenizer,
+        "sequence_length": spec.sequence_length,
+        "heldout_fraction": spec.data.heldout_fraction,
+        "version": PACK_VERSION,
+    }
+
+
 def shortfalls(
-    spec: SweepSpec, packed: Mapping[str, Packed], budgets: Mapping[str, int]
+    spec: SweepSpec, packed: Mapping[str, Packed], budgets: Mapping[str, int], validation: int = 0
 ) -> tuple[list[str], list[str]]:
-    """Errors and warnings about pools that are too small for what the sweep asks of them."""
+    """Errors and warnings about pools that are too small for what the sweep asks of them.
+
+    `validation`: held-out windows that are wanted beside data.heldout_windows, as `Packed.validation` gives them.
+    """
     errors: list[str] = []
     warnings: list[str] = []
-    for role, source in _roles(spec).items():
+    for role, source in roles_of(spec).items():
         pool = packed[role]
         if pool.train_windows == 0:
             errors.append(f"data.{role}: holds less than one window of {spec.sequence_length} tokens for training")
@@ -170,9 +198,10 @@ def shortfalls(
                 f"{epochs:.2f} epochs"
             )
             (errors if source.strict else warnings).append(line + (" and strict is set" if source.strict else ""))
-        if pool.heldout_windows < spec.data.heldout_windows:
+        if pool.heldout_windows < spec.data.heldout_windows + validation:
+            more = f" and {validation} more are to validate on" if validation else ""
             errors.append(
                 f"data.{role}: the held-out split has {pool.heldout_windows} windows, data.heldout_windows asks for "
-                f"{spec.data.heldout_windows}: lower it, raise data.heldout_fraction, or bring more text"
+                f"{spec.data.heldout_windows}{more}: lower it, raise data.heldout_fraction, or bring more text"
             )
     return errors, warnings

@@ -14,6 +14,7 @@ from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
 from ee_ray.spec.strict import Positive, Strict
+from ee_ray.spec.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "posttrain", "finetune")
 
@@ -38,7 +39,7 @@ class SweepSpec(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     setting: Literal["compute_matched", "varying"] = "compute_matched"
     model: ModelField
-    tokenizer: Literal["bytes"] = "bytes"
+    tokenizer: Tokenizer = Tokenizer(raw_bytes=True)
     sequence_length: Annotated[int, Field(ge=8)]
     precision: Literal["fp32", "bf16"] = "fp32"
     data: Data
