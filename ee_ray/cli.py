@@ -59,25 +59,46 @@ def _warn(warnings: list[str]) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-@_sweep_command
+@main.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
 @_json
-def plan(spec: str, storage: str, as_json: bool) -> None:
-    """Say what SPEC will train and cost; train nothing."""
-    from ee_ray.quote import quote
+def plan(specs: tuple[str, ...], storage: str, as_json: bool) -> None:
+    """Say what SPEC will train and cost, or several that share a store; train nothing."""
+    from ee_ray.quote import quote, together
     from ee_ray.sweep import open_sweep, prepare_if_quick
 
-    sweep = open_sweep(spec, storage)
-    quotation = quote(sweep, prepare_if_quick(sweep))
+    sweeps = [open_sweep(spec, storage) for spec in specs]
+    quotations = [quote(sweep, prepare_if_quick(sweep)) for sweep in sweeps]
+    found = together(sweeps, quotations) if len(sweeps) > 1 else None
     if as_json:
-        click.echo(json.dumps(quotation, indent=1))
+        several = {"schema": 1, "sweeps": quotations, "together": found}
+        click.echo(json.dumps(several if found else quotations[0], indent=1))
         return
-    _warn(quotation["warnings"])
-    click.echo(_plan_text(quotation))
+    for quotation in quotations:
+        _warn(quotation["warnings"])
+        click.echo(_plan_text(quotation) + "\n" * bool(found))
+    if found:
+        click.echo(_together_text(found))
+
+
+def _together_text(found: dict[str, Any]) -> str:
+    tokens, stages = found["tokens"], found["stages"]
+    hours = f"; {found['gpu_hours']:,.1f} GPU-hours" if found["gpu_hours"] else ""
+    return (
+        f"together          {stages['planned']} stages planned, {stages['cached']} cached; {tokens['to_train']:,} tokens to train\n"
+        f"one path a trial  {tokens['trialwise']:,} tokens: sharing stages saves a factor of {tokens['saved_factor']:g}\n"
+        f"disk              {found['disk_bytes'] / 1e6:,.1f} MB{hours}"
+    )
 
 
 def _plan_text(quotation: dict[str, Any]) -> str:
     tokens, search = quotation["tokens"], quotation["search"]
-    lines = [f"{quotation['sweep']}: {search['trials']} trials certain, at most {search['trials_at_most']}", ""]
+    choices = f" of {search['choices']} choices" if search["choices"] > 1 else ""
+    lines = [
+        f"{quotation['sweep']}: {search['trials']} trials{choices} certain, at most {search['trials_at_most']}",
+        "",
+    ]
     lines.append(f"{'stage':<10}{'planned':>9}{'cached':>9}{'tokens to train':>18}{'warmup/steps':>16}")
     for kind in ("pretrain", "posttrain", "finetune"):
         stages = [stage for stage in quotation["stages"] if stage["kind"] == kind]
@@ -97,7 +118,7 @@ def _plan_text(quotation: dict[str, Any]) -> str:
     rate = quotation["tokens_per_s"]
     if quotation["time_s"] is not None:
         lines.append(f"time              {quotation['time_s'] / 60:,.1f} min of training at {rate['value']:,} tokens/s on {rate['slots']} slots ({rate['source']})")  # fmt: skip
-        lines.append(f"GPU-hours         {quotation['gpu_hours']:g}")
+        lines.append(f"GPU-hours         {quotation['gpu_hours']:,.4g}")
     else:
         lines.append(f"time              {rate['source']}")
     return "\n".join(lines)

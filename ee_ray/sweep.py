@@ -133,10 +133,16 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None], workers: Workers
             problems += [f"{sweep.path}: data.{role}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
-    errors, warnings = shortfalls(sweep.spec, packed, budgets(sweep.spec))
+    errors, warnings = shortfalls(sweep.spec, packed, budgets(sweep.spec), _validation_windows(sweep.spec))
     if errors:
         raise UserError(f"{sweep.path}: {error}" for error in errors)
     return warnings
+
+
+def _validation_windows(spec: SweepSpec) -> int:
+    """Held-out windows of D_post that early stopping wants beside those that losses are reported on."""
+    stopping = [spec.chosen(number).stages.posttrain.early_stopping for number in range(len(spec.choices))]
+    return max((each.windows for each in stopping if each), default=0)
 
 
 def prepare_if_quick(sweep: Sweep) -> list[str]:

@@ -23,13 +23,17 @@ def _of_choices(error: ValidationError) -> list[str]:
     return [f"search.choices: {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}" for item in error.errors()]  # fmt: skip
 
 
+Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10G", "A40", "A6000", "RTX 4090", "V100"]
+
+
 class Execution(Strict):
     """Where and how fast, never what: no field here can change a key. `micro_batch` is sequences per forward pass; a stage's
-    state is saved every `checkpoint_seconds`, which is what a crash can cost."""
+    state is saved every `checkpoint_seconds`, which is what a crash can cost. `gpu` is what `plan` reckons with until a stage was measured."""
 
     workers: Positive = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpu: Gpu = "H100"
     micro_batch: Positive | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
 
