@@ -99,14 +99,14 @@ def _plan_text(quotation: dict[str, Any]) -> str:
         f"{quotation['sweep']}: {search['trials']} trials{choices} certain, at most {search['trials_at_most']}",
         "",
     ]
-    lines.append(f"{'stage':<10}{'planned':>9}{'cached':>9}{'tokens to train':>18}{'warmup/steps':>16}")
+    lines.append(f"{'stage':<10}{'planned':>9}{'cached':>9}{'tokens to train':>20} {'warmup/steps':>22}")
     for kind in ("pretrain", "posttrain", "finetune"):
         stages = [stage for stage in quotation["stages"] if stage["kind"] == kind]
         planned = [stage for stage in stages if stage["status"] == "planned"]
         warmups = sorted({(stage["steps"], f"{stage['warmup_steps']}/{stage['steps']}") for stage in stages})
         shown = warmups[0][1] if len(warmups) == 1 else f"{warmups[0][1]}..{warmups[-1][1]}"
         count = sum(stage["tokens"] for stage in planned)
-        lines.append(f"{kind:<10}{len(planned):>9}{len(stages) - len(planned):>9}{count:>18,}{shown:>16}")
+        lines.append(f"{kind:<10}{len(planned):>9}{len(stages) - len(planned):>9}{count:>20,} {shown:>22}")
     lines += [
         "",
         f"tokens to train   {tokens['to_train']:,}, and at most {tokens['later_at_most']:,} in later rounds",

@@ -102,6 +102,10 @@ def decide(
             batch = list(rounds[key])
             continue
         optimum = estimate(spec, dict(known))
+        if optimum is None and len(spec.search.anchors) == 2:
+            return Decision(
+                [], visited, f"max_trials {spec.search.max_trials} are spent: frontiers, no lambda*", rounds
+            )
         if optimum is None:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
             return Decision([], visited, f"fewer than three levels of lambda could be trained{short}", rounds)

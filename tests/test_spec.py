@@ -15,7 +15,7 @@ def problems(path) -> list[str]:
 
 
 def test_every_sweep_in_the_project_loads():
-    for path in sorted((ROOT / "sweeps").glob("*.yaml")):
+    for path in sorted((ROOT / "sweeps").rglob("*.yaml")):
         assert load_sweep(path).name == path.stem
 
 

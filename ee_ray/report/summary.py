@@ -187,6 +187,8 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     """The answer in words."""
     optimum = summary["optimum"]
     if optimum is None:
+        if len(summary["provenance"]["spec"]["search"]["anchors"]) == 2:
+            return "Frontiers of two levels of lambda; no lambda* was sought."
         return "No answer yet: fewer than three levels of lambda are finished."
     low, high = optimum["ci95"]
     place = f"lambda* = {optimum['lambda']:.2f} (95% interval {low:.2f} to {high:.2f})"

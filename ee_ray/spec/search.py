@@ -14,6 +14,8 @@ class Search(Strict):
     """Where to look. `ladder` steps make ladder + 1 levels of lambda; anchors are tried first, with the first
     `anchor_seeds` of the seeds.
 
+    With two anchors only, and no trials but those, a sweep draws frontiers and seeks no lambda*.
+
     After the anchors, rounds of `runs_per_round` (level, seed) runs are chosen where they teach most about the best
     level, until its 95% interval is no wider than `ci_width`, or a budget is spent: `max_trials` runs, `max_tokens`
     trained, `max_hours` of one command's wall time, `max_gpu_hours`. Rounds are fixed by the spec, not by the machine,
@@ -24,7 +26,7 @@ class Search(Strict):
     """
 
     ladder: Annotated[int, Field(ge=2, le=256)] = 16
-    anchors: Annotated[list[float], Field(min_length=3)] = [0.0, 0.5, 1.0]
+    anchors: Annotated[list[float], Field(min_length=2)] = [0.0, 0.5, 1.0]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4, 5, 6, 7]
     anchor_seeds: Positive = 2
     runs_per_round: Positive = 2
@@ -62,6 +64,8 @@ class Search(Strict):
         if not {0.0, 1.0} <= set(self.anchors):
             raise ValueError("anchors must hold 0 and 1: the gain over both extremes is part of the answer")
         need = len(self.anchors) * len(self.seeds[: self.anchor_seeds]) * math.prod(map(len, self.choices.values()))
+        if len(self.anchors) == 2 and self.max_trials != need:
+            raise ValueError(f"two anchors locate no optimum: add a third, or set max_trials to {need} for their frontiers alone")  # fmt: skip
         if self.max_trials < need:
             by_choice = " x choices" if self.choices else ""
             raise ValueError(f"max_trials {self.max_trials} is less than anchors x anchor_seeds{by_choice} = {need}")
