@@ -6,15 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from ee_ray.theory.allocation import ANSWERS, LEVELS, REGIMES, Budget, Curve, answer, curve, draw_budget, overshoots, valley, worth  # fmt: skip
+from ee_ray.theory.allocation import (
+    ANSWERS,
+    LEVELS,
+    REGIMES,
+    Budget,
+    Curve,
+    answer,
+    curve,
+    draw_budget,
+    overshoots,
+    valley,
+    worth,
+)
 from ee_ray.theory.claims import BAND, check_all, draw_instance, gap, matched_times
 from ee_ray.theory.flow import INCONSISTENT, INVARIANT, SPECIALIZED, World, flow, mixture, whitened
 
-INSTANCES, DESCENTS, BUDGETS = 1000, 24, 500
+INSTANCES, DESCENTS, BUDGETS = 1000, 12, 500
 # Learning rate of post-training over that of pretraining; the paper's 1B runs have 0.02 to 0.4.
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
 LENGTHS = np.geomspace(1e-3, 1, 25)  # of fine-tuning, in T / c_mis
-POINTS = 60  # of a drawn curve, a stage
+ALPHA = 0.3  # of the drawn mixed recipe
+POINTS = 150  # of a drawn curve, a stage
 
 
 def example() -> World:
@@ -113,11 +126,10 @@ def findings(seed: int) -> dict[str, Any]:
         "example": {
             "kinds": world.kinds,
             "values": [round(float(v), 3) for v in world.post.correlation],
-            "alpha": 0.35,
+            "alpha": ALPHA,
             "unmixed": trace(world, 0.0),
-            "mixed": trace(world, 0.35),
+            "mixed": trace(world, ALPHA),
             "levels": np.round(LEVELS, 4).tolist(),
             "curves": example_curves(),
         },
     }
-
