@@ -89,12 +89,16 @@ def _summary(rate: float, budgets: list[Budget], curves: list[Curve]) -> dict[st
     answers = [answer(b.world, c.retained) for b, c in zip(budgets, curves, strict=True)]
     inside = [(b, c) for b, c, a in zip(budgets, curves, answers, strict=True) if a == ANSWERS[1]]
     plain = [a for b, a in zip(budgets, answers, strict=True) if not overshoots(b.world)]
+    # What figure 3b of the paper shows: the immediate loss rises with lambda, and yet the retained loss has a minimum.
+    like_paper = [b for b, c in inside if answer(b.world, c.immediate) == ANSWERS[0]]
     return {
         "rate": rate,
         "budgets": len(budgets),
         "retained": dict(Counter(answers)),
         "retained_without_overshoot": dict(Counter(plain)),
         "immediate": dict(Counter(answer(b.world, c.immediate) for b, c in zip(budgets, curves, strict=True))),
+        "immediate_at_0_though_interior": len(like_paper),
+        "the_same_without_overshoot": sum(not overshoots(b.world) for b in like_paper),
         "by_regime": {r: dict(Counter(a for b, a in zip(budgets, answers, strict=True) if b.regime == r)) for r in REGIMES},
         "lambda_star": _quantiles([float(LEVELS[c.retained.argmin()]) for _, c in inside]),
         "valley_from": _quantiles([valley(b.world, c.retained)[0] for b, c in inside]),
