@@ -200,6 +200,15 @@ def test_regimes_follow_from_what_the_budget_reaches():
     assert regimes == [REGIMES[0], REGIMES[1], REGIMES[1], REGIMES[2]]
 
 
+def test_a_budget_that_just_reaches_a_feature_teaches_half_of_it():
+    for seed in range(20):
+        drawn = draw_budget(seed, 1.0)
+        for place, beta in enumerate(drawn.world.betas):
+            time = drawn.post / drawn.reach(1)[place]
+            end = flow(one(beta), np.exp([-2 * drawn.world.log_scale]), time)
+            assert end[0] == pytest.approx(beta / 2, rel=1e-6)
+
+
 def test_losses_add_up_and_only_specialized_ones_are_left_by_a_finished_post_training():
     world = draw_world(np.random.default_rng(4))
     end = flow(world.post, flow(world.pre, world.start, 1e3), 8 * world.log_scale / world.c_mis / 10)
