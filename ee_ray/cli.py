@@ -424,5 +424,22 @@ def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
         click.echo("the same stage")
 
 
+@main.command()
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random instances.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=REPORTS / "theory", show_default=True, help="Where the page and the numbers go.")  # fmt: skip
+@_json
+def theory(seed: int, out: Path, as_json: bool) -> None:
+    """Check the theorems of the paper's linear network, and where its optimum lies."""
+    from ee_ray.report.theory import theory_text, write_theory
+    from ee_ray.theory.findings import findings
+
+    found = findings(seed)
+    try:
+        page = write_theory(found, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the page there: {error.strerror}") from error
+    click.echo(json.dumps(found, indent=1) if as_json else f"{theory_text(found)}\n\npage: {page}")
+
+
 if __name__ == "__main__":
     main()

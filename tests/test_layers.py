@@ -16,7 +16,8 @@ LAYERS = [
     "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
-    "report.summary", "report.precision", "report.figures", "report.page",
+    "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
+    "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
     "verify", "progress", "cli",
 ]  # fmt: skip
 
