@@ -93,6 +93,8 @@ def _together_text(found: dict[str, Any]) -> str:
 
 
 def _plan_text(quotation: dict[str, Any]) -> str:
+    from ee_ray.quote import in_short
+
     tokens, search = quotation["tokens"], quotation["search"]
     choices = f" of {search['choices']} choices" if search["choices"] > 1 else ""
     lines = [
@@ -121,6 +123,7 @@ def _plan_text(quotation: dict[str, Any]) -> str:
         lines.append(f"GPU-hours         {quotation['gpu_hours']:,.4g}")
     else:
         lines.append(f"time              {rate['source']}")
+    lines.append(f"in short          {in_short(quotation)}")
     return "\n".join(lines)
 
 

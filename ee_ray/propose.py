@@ -98,7 +98,7 @@ def decide(
             return Decision(missing, visited, None, rounds)
         known = tuple((point, results[point]) for point in visited)
         key = key_of({"known": [[point.level, point.seed, point.choice, loss] for point, loss in known]})
-        if key in rounds and all(point in results for point in rounds[key]):
+        if rounds.get(key) and all(point in results for point in rounds[key]):
             batch = list(rounds[key])
             continue
         optimum = estimate(spec, dict(known))

@@ -1,6 +1,7 @@
 """What a sweep will cost before anything trains: stages, tokens, the factor that sharing saves, disk, time."""
 
 import itertools
+import math
 import os
 from collections import Counter
 from typing import Any
@@ -113,6 +114,24 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
         "tokens_per_s": {"value": round(rate) if rate else None, "source": rate_source, "slots": _slots(sweep)},
         "warnings": warnings,
     }
+
+
+def in_short(quotation: dict[str, Any]) -> str:
+    """A line for the head of a spec: what of the plan depends on the spec alone."""
+    tokens, disk = quotation["tokens"], quotation["disk_bytes"]
+    saved = f" ({tokens['saved_factor']:.1f} times fewer than one path a trial)" if tokens["saved_factor"] > 1 else ""
+    parts = [f"{_count(tokens['to_train'], 'B')} tokens{saved}"]
+    if disk:
+        parts.append(f"{_count(disk, 'G')}B of disk")
+    if quotation["gpu_hours"]:
+        parts.append(f"{quotation['gpu_hours']:,.0f} GPU-hours ({quotation['tokens_per_s']['source']})")
+    return ", ".join(parts)
+
+
+def _count(number: float, billion: str) -> str:
+    """Three digits and a letter: 98.3B is 98,300,000,000."""
+    power = min(4, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.3g}{['', 'k', 'M', billion, 'T'][power]}"
 
 
 def together(sweeps: list[Sweep], quotations: list[dict[str, Any]]) -> dict[str, Any]:

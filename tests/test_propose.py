@@ -9,7 +9,7 @@ from conftest import tiny
 from ee_ray.forecast import FUTURES, forecast
 from ee_ray.ledger import settled
 from ee_ray.plan import Point, Prices, build_trial
-from ee_ray.propose import anchors, decide, estimate
+from ee_ray.propose import anchors, decide, estimate, leading
 from ee_ray.spec.sweep import SweepSpec
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
@@ -183,3 +183,45 @@ def test_a_forecast_asks_for_more_runs_where_runs_are_noisier(monkeypatch):
         return float(np.median([future.runs for future in forecast(of, results, prices(of))]))
 
     assert needed(0.03) > needed(0.0)
+
+
+def test_a_grid_that_is_all_tried_ends_however_often_it_is_asked():
+    of = spec(ladder=2, anchors=[0, 0.5, 1], seeds=[0, 1], max_trials=20)
+    results, stop = played(of)
+    assert len(results) == 6 and stop == "every level of the ladder is tried with every seed"
+    once = decide(of, results, prices(of))
+    assert decide(of, results, prices(of), once.rounds) == once
+
+
+RATES = {"posttrain.learning_rate": [0.001, 0.002]}
+
+
+def test_every_choice_is_tried_at_every_anchor_and_the_best_goes_on():
+    of = spec(choices=RATES, max_trials=20)
+    first = decide(of, {}, prices(of)).outstanding
+    assert len(first) == 2 * 2 * 3 == len(set(first))
+    results = {point: loss(point) - 0.05 * (point.choice == 1) for point in first}
+    assert leading(of, results) == 1
+    later = decide(of, results, prices(of)).outstanding
+    assert later and {point.choice for point in later} == {1}
+    only = {Point(p.level, p.seed): value for p, value in results.items() if p.choice == 1}
+    mine, alone = estimate(of, results), estimate(spec(), only)
+    assert (mine.lambda_star, mine.ci95, mine.gain_over_0) == (alone.lambda_star, alone.ci95, alone.gain_over_0)
+
+
+def test_the_leading_choice_is_settled_by_the_anchors_alone():
+    of = spec(choices=RATES, max_trials=30)
+    results = {point: loss(point) - 0.05 * (point.choice == 1) for point in anchors(of)}
+    later = {Point(5, 0, 1): 9.0, Point(6, 0, 1): 9.0}
+    assert leading(of, results | later) == 1
+    assert leading(of, {}) == 0
+    failed = {point: None if point.choice == 1 else value for point, value in results.items()}
+    assert leading(of, failed) == 0
+
+
+def test_two_anchors_draw_frontiers_and_seek_no_optimum():
+    of = spec(anchors=[0, 1], max_trials=4)
+    results, stop = played(of)
+    assert len(results) == 4 and "frontiers, no lambda*" in stop
+    with pytest.raises(ValueError, match="two anchors locate no optimum"):
+        spec(anchors=[0, 1], max_trials=10)
