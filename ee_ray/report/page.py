@@ -13,6 +13,7 @@ from ee_ray.objective import describe, observed
 from ee_ray.propose import estimate
 from ee_ray.report import figures
 from ee_ray.report.summary import LOSSES, seed_means, summarize, verdict_sentence
+from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
 
 STYLE = """
@@ -70,14 +71,22 @@ def _facts(summary: dict[str, Any]) -> str:
 def _answer(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
     optimum, goal = estimate(sweep.spec, known), sweep.spec.objective
-    if optimum is None or ledger.rows.empty:
+    if optimum is None:
         return []
-    means = seed_means(ledger.rows)
     return [
         f"<h2>Where it is least: {escape(describe(goal))}</h2>",
         _div(figures.optimum_figure(observed(goal, ledger.leading_rows), optimum, describe(goal)), "optimum"),
         "<p class='note'>Shaded: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects.</p>",
         *_other_answers(summary),
+    ]
+
+
+def _losses(ledger: Ledger, summary: dict[str, Any]) -> list[str]:
+    if ledger.rows.empty:
+        return []
+    means = seed_means(ledger.rows)
+    return [
+        *_choices(summary),
         "<h2>Immediate and retained loss at every fine-tuning rate</h2>",
         _div(figures.losses_figure(means[means["choice"] == ledger.choice]), "losses"),
         "<h2>Frontier: what fine-tuning gains against what is kept</h2>",
@@ -85,6 +94,16 @@ def _answer(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
         f"<p>{escape(_compared(summary['comparison']))}</p>",
         "<p class='note'>Points are means over seeds, each seed's offset taken out; lower left is better. Dotted: the lower-left hull, as the paper draws.</p>",
     ]
+
+
+def _choices(summary: dict[str, Any]) -> list[str]:
+    """What else was chosen, and which of it leads."""
+    choices = summary["choices"]
+    if len(choices) == 1:
+        return []
+    names = [name for name in choices[0] if name != "leads"]
+    rows = [[number, *(json.dumps(choice[name]) for name in names), "leads: its best anchor is lowest" if choice["leads"] else ""] for number, choice in enumerate(choices)]  # fmt: skip
+    return ["<h2>What else was chosen</h2>", _table(["choice", *names, ""], rows)]
 
 
 def _other_answers(summary: dict[str, Any]) -> list[str]:
@@ -121,10 +140,10 @@ def _gain(gain: dict[str, Any]) -> str:
 
 def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
     rows = [
-        [f"{row['lambda']:g}", row["seed"], f"{row['finetune_lr']:g}", *(row[loss] for loss in LOSSES)]
+        [f"{row['lambda']:g}", row["seed"], row["choice"], f"{row['finetune_lr']:g}", *(row[loss] for loss in LOSSES)]
         for row in summary["trials"]
     ]
-    epochs = [[role, sweep.source(role).source, sweep.data[role], summary["epochs"][role]] for role in sweep.data]
+    epochs = [[role, sweep.source(role).source, sweep.data[role], summary["epochs"][role]] for role in ROLES]
     failed = [
         [key, e.get("kind", ""), e["error"], "\n".join(e.get("log", [])[-3:])] for key, e in ledger.failures.items()
     ]
@@ -132,8 +151,9 @@ def _run(sweep: Sweep, ledger: Ledger, summary: dict[str, Any]) -> list[str]:
         "<h2>The stage tree: tokens trained, and what shares them</h2>",
         _div(figures.tree_figure(ledger.trials, sweep.spec.search.ladder), "tree"),
         "<p class='note'>Width is tokens. Blue: pretraining; orange: post-training; pink: fine-tuning. Click to look closer.</p>",
-        "<h2>Every recipe</h2>",
-        _table(["lambda", "seed", "fine-tuning rate", *LOSSES], rows),
+        f"<details><summary>Every recipe: {len(rows)}</summary>",
+        _table(["lambda", "seed", "choice", "fine-tuning rate", *LOSSES], rows),
+        "</details>",
         "<h2>Data</h2>",
         _table(["role", "source", "fingerprint", "epochs of the pool"], epochs),
     ]
@@ -154,6 +174,7 @@ def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> dict[str, Any]:
         f'<div class="verdict" id="verdict">{escape(verdict_sentence(summary))}</div>',
         f'<p class="facts">{escape(_facts(summary))}</p>',
         *_answer(sweep, ledger, summary),
+        *_losses(ledger, summary),
         *_run(sweep, ledger, summary),
     ]
     title = f"<title>{escape(sweep.spec.name)} - ee_ray</title>"
