@@ -85,7 +85,7 @@ def _matches(system: FileSystem, path: str) -> list[FileInfo]:
         return [info] if info.type == FileType.File else []
     base = path[: path.index("*")].rpartition("/")[0]
     wanted = re.compile("".join({"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*)", path)))  # fmt: skip
-    below = "/" in path[len(base) + 1 :]
+    below = "**" in path or "/" in path[len(base) + 1 :]
     infos = system.get_file_info(FileSelector(base or "/", recursive=below, allow_not_found=True))
     return sorted((i for i in infos if i.type == FileType.File and wanted.fullmatch(i.path)), key=lambda info: info.path)  # fmt: skip
 
