@@ -1,6 +1,6 @@
 """What data cost: packing against the tokenizer alone, memory against the size of the corpus, reading against training.
 
-    python benchmarks/data.py [--megabytes 12]
+    python benchmarks/data.py [--megabytes 4]
 
 Each ratio is of two things timed in turn in this one process, on one core, in CPU seconds, and the median of three: who
 else uses the machine matters little. Two minutes on one core.
@@ -36,7 +36,7 @@ from ee_ray.spec.data import Source
 from ee_ray.spec.model import PRESETS
 
 TIMES = 3
-BLOCK = 2 << 20  # of text: more blocks of less text than `prepare` makes
+BLOCK = 1 << 20  # of text: more blocks of less text than `prepare` makes
 LENGTH = 128
 MEMORY = """
 import sys
@@ -102,7 +102,7 @@ def memory(folder: Path, texts: list[str], encoding: Encoding) -> None:
     """Peak resident memory of packing in one process, for a corpus and one ten times as large."""
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     whole = sum(map(len, lines))
-    for what, encoding_, block, sizes in (("BPE", encoding, BLOCK, (12, 36)), ("bytes", BYTES, BLOCK_BYTES, (36, 360))):
+    for what, encoding_, block, sizes in (("BPE", encoding, BLOCK, (4, 40)), ("bytes", BYTES, BLOCK_BYTES, (36, 360))):
         peaks = []
         for megabytes in sizes:
             name = f"{what}{megabytes}.jsonl"
@@ -144,7 +144,7 @@ def reading(packed: Packed) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=12)
+    parser.add_argument("--megabytes", type=int, default=4)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -146,7 +146,7 @@ def texts_of(record: Any, columns: Sequence[str], where: str) -> Row:
         UserError: one of them is not there, or is not text.
     """
     is_object = isinstance(record, dict)
-    values = [record.get(name) if is_object else None for name in columns]
+    values: list[Any] = [record.get(name) if is_object else None for name in columns]
     wrong = [name for name, value in zip(columns, values, strict=True) if not isinstance(value, str)]
     if wrong:
         there = ", ".join(map(str, record)) if is_object else type(record).__name__
