@@ -36,6 +36,7 @@ OPTIMIZER = "optimizer.safetensors"
 METRICS = "metrics.parquet"
 RECORD = "record.json"
 ABANDONED_SECONDS = 24 * 3600  # a draft is written in seconds
+GIVEN_UP_SECONDS = 14 * 24 * 3600  # a corpus half packed may be worth hours, and somebody is coming back to it
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -83,6 +84,9 @@ class Store:
                 _write_json(self.root / "store.json", {"schema": SCHEMA})
             for draft in (self.root / "stages").glob(".*.tmp"):
                 if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(draft, ignore_errors=True)
+            for draft in (self.root / "data").glob("*.partial"):
+                if time.time() - draft.stat().st_mtime > GIVEN_UP_SECONDS:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise UserError(f"storage {self.root}: cannot be written: {error.strerror}") from None

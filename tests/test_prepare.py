@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CORPORA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,3 +286,29 @@ def test_blocks_are_bounded_whatever_the_documents():
     longest = max(len(text) for text in builtin.documents("web", 200_000))
     assert all(5_000 <= size < 5_000 + longest for size in sizes[:-1])
     assert BLOCK_BYTES == 16 << 20
+
+
+def test_real_instructions_carry_loss_on_their_completions_and_nowhere_else(tmp_path):
+    if not CORPORA.exists():
+        pytest.skip(f"no real corpora at {CORPORA}")
+    path, template = CORPORA / "instructions_t0.jsonl", "{prompt}\n{completion}"
+    with path.open() as file:
+        pairs = [json.loads(line) for line in file]
+    source = Source(source=f"file:{path}", prompt="prompt", completion="completion", template=template, loss="completion")  # fmt: skip
+    made = corpus(tmp_path, source, block=300_000, sequence_length=64)
+    windows = made.gather("train", np.arange(made.train_windows))
+    carried = windows[:, :-1][windows[:, :-1] >= 0].astype(np.uint8).tobytes()
+    kept = [p["completion"] for p in pairs if not is_heldout(template.format(**p), 0.3)]
+    expected = "".join(completion + chr(END_BYTE) for completion in kept).encode()
+    assert expected.startswith(carried) and len(expected) - len(carried) < 64
+    assert (made.counted("train", np.arange(made.train_windows)) == 0).any(), "long prompts fill whole windows"
+
+
+def test_a_corpus_left_half_packed_is_kept_for_who_comes_back_and_cleared_at_last(write, tmp_path):
+    store = open_sweep(write(), tmp_path / "store").store
+    for name, days in (("new", 3), ("old", 15)):
+        folder = store.data(f"{name}.partial")
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - days * 86_400,) * 2)
+    store.create()
+    assert [path.name for path in (store.root / "data").iterdir()] == ["new.partial"]

@@ -133,7 +133,7 @@ def test_what_a_folder_lacks_is_named_with_what_would_do(trained, write, tmp_pat
         with pytest.raises(UserError, match=message):
             open_sweep(write(tokenizer={"folder": name}), tmp_path / "store")
     sweep = open_sweep(write(tokenizer={"folder": "bare", "end": "</s>"}), tmp_path / "store")
-    with pytest.raises(UserError, match=r"'</s>' is not one of its tokens: set tokenizer.end to one that ends"):
+    with pytest.raises(UserError, match=r"'</s>' is not one of its tokens: set tokenizer\.end to one that ends"):
         prepare(sweep, quiet)
     (tmp_path / "empty" / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer.json cannot be read"):

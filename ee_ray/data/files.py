@@ -85,7 +85,7 @@ def _matches(system: FileSystem, path: str) -> list[FileInfo]:
         return [info] if info.type == FileType.File else []
     base = path[: path.index("*")].rpartition("/")[0]
     wanted = re.compile("".join({"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*)", path)))  # fmt: skip
-    below = "/" in path[len(base) + 1 :]
+    below = "**" in path or "/" in path[len(base) + 1 :]
     infos = system.get_file_info(FileSelector(base or "/", recursive=below, allow_not_found=True))
     return sorted((i for i in infos if i.type == FileType.File and wanted.fullmatch(i.path)), key=lambda info: info.path)  # fmt: skip
 
@@ -127,7 +127,7 @@ def _records(file: File, columns: Sequence[str]) -> Iterator[Row]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{file.name}:{number}: is not JSON: {error.msg}") from None
-        if "\\ud" in line.lower() and not _is_unicode(record):
+        if ("\\ud" in line or "\\uD" in line) and not _is_unicode(record):
             raise UserError(f"{file.name}:{number}: holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
         yield texts_of(record, columns, f"{file.name}:{number}")
 
@@ -145,12 +145,13 @@ def texts_of(record: Any, columns: Sequence[str], where: str) -> Row:
     Raises:
         UserError: one of them is not there, or is not text.
     """
-    values: tuple[Any, ...] = tuple(record.get(name) for name in columns) if isinstance(record, dict) else (None,)
-    for name, value in zip(columns, values, strict=False):
-        if not isinstance(value, str):
-            there = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{where}: no text field '{name}'; the record has: {there}. {_cure(columns)}")
-    return values
+    is_object = isinstance(record, dict)
+    values: list[Any] = [record.get(name) if is_object else None for name in columns]
+    wrong = [name for name, value in zip(columns, values, strict=True) if not isinstance(value, str)]
+    if wrong:
+        there = ", ".join(map(str, record)) if is_object else type(record).__name__
+        raise UserError(f"{where}: no text field '{wrong[0]}'; the record has: {there}. {_cure(columns)}")
+    return tuple(values)
 
 
 def _cure(columns: Sequence[str]) -> str:

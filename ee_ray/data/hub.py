@@ -7,7 +7,7 @@ from typing import TypeVar
 import datasets
 import pyarrow as pa
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ee_ray.data.files import ROWS, Row, need_columns, texts_of
 from ee_ray.errors import UserError
@@ -16,6 +16,9 @@ from ee_ray.spec.data import Source
 datasets.disable_progress_bars()  # `prepare` shows its own
 
 T = TypeVar("T")
+
+# The libraries say well what is wrong and what there is, but not in which field of ours: part of their words, field.
+_FIELDS = {"Revision": "revision", "BuilderConfig": "config", "Config name": "config", "split": "split"}
 
 
 def rows(source: Source) -> Iterator[Row]:
@@ -56,11 +59,11 @@ def download(hub: str, revision: str, names: list[str]) -> dict[str, Path]:
         try:
             return Path(hf_hub_download(hub, name, revision=revision))
         except EntryNotFoundError as error:
-            if isinstance(error, FileNotFoundError):  # not in the cache, and no hub to ask: it may well exist
+            if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask: it may well exist
                 raise
             return None
 
-    found = {name: _told(f"{hub} at {revision}", lambda name=name: one(name)) for name in names}  # type: ignore[misc]
+    found = {name: _told(f"tokenizer.hub: {hub} at {revision}", lambda name=name: one(name)) for name in names}  # type: ignore[misc]
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -70,4 +73,7 @@ def _told(where: str, act: Callable[[], T]) -> T:
         return act()
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: {cause}") from error
+        if isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
+            raise UserError(f"{where}: the hub cannot be reached: {cause}") from error
+        field = next((field for words, field in _FIELDS.items() if words in cause), None)
+        raise UserError(f"{where}: {cause}" + (f" Set `{field}:`" if field else "")) from error

