@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import pytest
 import yaml
 from conftest import tiny
 from hub import serving
@@ -17,7 +18,10 @@ from hub import serving
 from ee_ray.data import builtin, tokenizer
 from ee_ray.data.build import pack
 from ee_ray.data.tokens import BYTES
+from ee_ray.errors import UserError
 from ee_ray.spec.data import Source
+from ee_ray.spec.load import load_sweep
+from ee_ray.sweep import open_sweep
 
 OLD, NEW = "a" * 40, "b" * 40
 TUNES = list(builtin.documents("music", 20_000))
