@@ -14,8 +14,11 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial must not end the sweep
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to handle
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table: ours has its place
+    # How long a slot waits where another took its room: less than a sweep waits for its slots to end (runner.py).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     if address is not None:
         return
+    os.environ["EE_RAY_NODE_TYPES"] = "[]"  # nothing is ever added to a cluster of this run (cluster.py)
     # A machine of one's own is not preempted; each slot's watcher would cost 3 CPU-seconds to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray warns when more than four times this many processes run (default: CPUs): a slot alone has six.

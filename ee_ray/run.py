@@ -9,12 +9,12 @@ import ray
 import torch
 
 from ee_ray.board import Board
-from ee_ray.cluster import NAMESPACE
+from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, slots_that_fit
 from ee_ray.errors import Diverged, UserError
 from ee_ray.interventions import adapt
 from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
-from ee_ray.runner import evidence_of, running_slots, slots_that_fit
+from ee_ray.runner import evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
@@ -82,9 +82,9 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
     folder = sweep.store.sweep(sweep.spec.name) / "ray" / run
     most = max(len(ledger.decision.outstanding), sweep.spec.search.runs_per_round)
-    slots = min(slots_that_fit(execution, ray.cluster_resources()), most)
+    slots = min(slots_that_fit(execution, *capacity(JOIN_SECONDS)), most)
     name = f"board-{run}"
-    board = ray.remote(num_cpus=0)(Board).options(name=name, namespace=NAMESPACE).remote()
+    board = ray.remote(num_cpus=0, resources=ON_HEAD)(Board).options(name=name, namespace=NAMESPACE).remote()
     job = _job(sweep)
     search = open_search(job, ledger)
     with (

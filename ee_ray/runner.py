@@ -19,14 +19,16 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ee_ray.board import ATTEMPTS, Board, Order
-from ee_ray.cluster import NAMESPACE
+from ee_ray.cluster import NAMESPACE, capacity, slots_that_fit
 from ee_ray.errors import Diverged, UserError, Withdrawn
 from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
@@ -34,6 +36,8 @@ from ee_ray.store import Store
 from ee_ray.train import World
 
 IDLE_SECONDS = 0.1
+ROOM_SECONDS = 1.0
+LOST_SECONDS = 300.0  # a host that restarts is back sooner
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
 
 
@@ -92,40 +96,56 @@ def slot_worker(config: dict[str, Any]) -> None:
                 ray.get(board.done.remote(slot, key))
 
 
-def slots_that_fit(execution: Execution, resources: dict[str, float]) -> int:
-    """How many slots of the asked shape the cluster's resources hold at once.
+def _bundle(execution: Execution) -> dict[str, float]:
+    asked = {"CPU": execution.cpus_per_worker, "GPU": execution.gpus_per_worker}
+    return {name: count for name, count in asked.items() if count}
+
+
+def _room(execution: Execution, board: ActorHandle[Board]) -> bool:
+    """Wait until the cluster has room for a slot; False if the board closed first.
+
+    An autoscaler adds nodes for a placement group that is pending, however long that takes. Train's own wait is a
+    failure after RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, and cannot be left when the sweep ends.
 
     Raises:
-        UserError: not even one.
+        UserError: nodes were lost, and for a while now none that is left or may come has had room.
     """
-    cpus, gpus = execution.workers * execution.cpus_per_worker, execution.workers * execution.gpus_per_worker
-    have_cpus, have_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    count = int(have_cpus // cpus)
-    if gpus:
-        count = min(count, int(have_gpus // gpus))
-    if not count:
-        raise UserError(
-            f"execution: a stage needs {cpus} CPUs and {gpus:g} GPUs ({execution.workers} workers), the cluster has "
-            f"{have_cpus:g} and {have_gpus:g}: lower execution.workers, cpus_per_worker or gpus_per_worker"
-        )
-    return count
+    group = ray.util.placement_group([_bundle(execution)] * execution.workers)
+    held = monotonic()
+    try:
+        while not group.wait(ROOM_SECONDS):
+            if ray.get(board.closed.remote()):
+                return False
+            try:
+                slots_that_fit(execution, *capacity())
+                held = monotonic()
+            except UserError:
+                if monotonic() - held > LOST_SECONDS:
+                    raise
+    finally:
+        ray.util.remove_placement_group(group)
+    return not ray.get(board.closed.remote())
+
+
+def _is_without_room(error: Exception) -> bool:
+    """Another slot took the room between `_room` and the start, or a node was lost: waiting will do."""
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
 
 
 def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, folder: Path) -> None:
     config = {"board": board, "slot": slot, "store": str(store.root), "threads": execution.cpus_per_worker}
-    resources = {"CPU": execution.cpus_per_worker, "GPU": execution.gpus_per_worker}
     TorchTrainer(
         slot_worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=execution.workers,
             use_gpu=execution.gpus_per_worker > 0,
-            resources_per_worker={name: count for name, count in resources.items() if count},
+            resources_per_worker=_bundle(execution),
         ),
         run_config=RunConfig(
             name=f"{name}-{slot}-{uuid.uuid4().hex[:6]}",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=0),
         ),
     ).fit()
 
@@ -142,13 +162,19 @@ def running_slots(
     alive = set(range(count))
 
     def keep(number: int) -> None:
-        slot = f"slot{number}"
+        slot, false_starts = f"slot{number}", 0
         while not ray.get(board.closed.remote()):
             before = ray.get(board.snapshot.remote())["counts"]["done"]
             try:
-                _fit(name, slot, board_name, store, execution, folder)
+                if _room(execution, board):
+                    _fit(name, slot, board_name, store, execution, folder)
             except Exception as error:
                 ray.get(board.release.remote(slot))
+                if _is_without_room(error):
+                    continue
+                false_starts += isinstance(error, ControllerError)
+                if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
+                    continue
                 if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
                     alive.discard(number)
                     if not alive:

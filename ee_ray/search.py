@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
-from ee_ray.cluster import NAMESPACE
+from ee_ray.cluster import NAMESPACE, ON_HEAD
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide
@@ -216,7 +216,7 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     tune.Tuner(
-        tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+        tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
             search_alg=search,
             num_samples=job.spec.search.max_trials,
