@@ -24,6 +24,7 @@ class Order:
     sweep: str
     micro_batch: int | None
     checkpoint_seconds: float
+    checkpoint_steps: int | None = None
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ee_ray.runner import evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
-from ee_ray.train import World
+from ee_ray.world import World
 
 Watch = Callable[[Callable[[], dict[str, Any]]], Any]
 

@@ -33,7 +33,7 @@ from ee_ray.errors import Diverged, UserError, Withdrawn
 from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
-from ee_ray.train import World
+from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
 ROOM_SECONDS = 1.0
@@ -71,7 +71,7 @@ def slot_worker(config: dict[str, Any]) -> None:
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
-    world = World(ray.train.torch.get_device(), rank, size, ray.train.torch.prepare_model)
+    world = World(ray.train.torch.get_device(), rank, size, config["parallel"])
     while order := _next(board, slot, rank, size):
         key = order.stage.key
 
@@ -133,7 +133,13 @@ def _is_without_room(error: Exception) -> bool:
 
 
 def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, folder: Path) -> None:
-    config = {"board": board, "slot": slot, "store": str(store.root), "threads": execution.cpus_per_worker}
+    config = {
+        "board": board,
+        "slot": slot,
+        "store": str(store.root),
+        "threads": execution.cpus_per_worker,
+        "parallel": execution.parallel,
+    }
     TorchTrainer(
         slot_worker,
         train_loop_config=config,

@@ -50,7 +50,10 @@ class Job:
     def orders(self, trial: Trial) -> list[Order]:
         how = self.spec.execution
         stages = distinct([trial]).values()
-        return [Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds) for stage in stages]
+        return [
+            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            for stage in stages
+        ]
 
 
 class LadderSampler(BaseSampler):

@@ -55,7 +55,7 @@ def test_all_problems_of_a_file_come_at_once(write):
         ({"stages__finetune__min_learning_rate": 0.0005}, "above the peak 0.0001"),
         ({"model": {"hidden_size": 3}}, "model.model_type is missing"),
         ({"model": "gpt-9"}, "model: "),
-        ({"execution__workers": 3}, "global_batch_size 4 is not divided by execution.workers 3"),
+        ({"execution__workers": 5}, "global_batch_size 4 leaves some of execution.workers 5 without a sequence"),
         ({"schema": 2}, "schema: input should be 1, got 2"),
         ({"data__post": {"source": "builtin:music"}}, "size is needed for builtin"),
         ({"sequence_length": True}, "sequence_length: input should be a valid integer, got True"),

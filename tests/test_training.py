@@ -28,7 +28,8 @@ from ee_ray.resume import newest_state, read_state
 from ee_ray.spec.model import PRESETS
 from ee_ray.stage import run_stage
 from ee_ray.sweep import open_sweep, prepare
-from ee_ray.train import Progress, World, learning_rate, shares, weights_of
+from ee_ray.train import Progress, learning_rate, shares, weights_of
+from ee_ray.world import World
 
 CPU = World(torch.device("cpu"))
 NO_DROPOUT = {"embedding": 0.0, "attention": 0.0, "residual": 0.0, "mlp": 0.0}
@@ -447,5 +448,5 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
 
 def test_facts_of_a_state_survive_json():
     at = Progress(best_loss=math.inf)
-    at.curve.validation.append(math.nan)
+    at.curve.add(step=1)
     assert json.loads(json.dumps(at.facts()))["best_loss"] == math.inf

@@ -27,15 +27,22 @@ Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10
 
 
 class Execution(Strict):
-    """Where and how fast, never what: no field here can change a key. `micro_batch` is sequences per forward pass; a stage's
-    state is saved every `checkpoint_seconds`, which is what a crash can cost. `gpu` is what `plan` reckons with until a stage was measured."""
+    """Where and how fast, never what: no field here can change a key.
+
+    `parallel` says how a stage's workers share it: each with the whole model (ddp), or each with a part of weights,
+    gradients and optimizer (fsdp: FSDP2), for models that do not fit otherwise. `micro_batch` is sequences per forward
+    pass. A stage's state is saved every `checkpoint_seconds`, and if given every `checkpoint_steps`: what a crash can
+    cost. `gpu` is what `plan` reckons with until a stage was measured.
+    """
 
     workers: Positive = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     gpu: Gpu = "H100"
     micro_batch: Positive | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
+    checkpoint_steps: Positive | None = None
 
 
 class SweepSpec(Strict):
@@ -95,8 +102,8 @@ class SweepSpec(Strict):
         problems = self._setting_problems()
         for name in STAGES:
             stage = getattr(self.stages, name)
-            if stage.global_batch_size % self.execution.workers:
-                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} is not divided by execution.workers {self.execution.workers}")  # fmt: skip
+            if stage.global_batch_size < self.execution.workers:
+                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} leaves some of execution.workers {self.execution.workers} without a sequence: use fewer workers")  # fmt: skip
             if stage.tokens % self.sequence_length:
                 problems.append(f"stages.{name}.tokens {stage.tokens} is not a multiple of sequence_length {self.sequence_length}")  # fmt: skip
         step = self.sequence_length * self.search.ladder
