@@ -67,6 +67,9 @@ def stage_names(trial: Trial) -> dict[str, str]:
 def link_runs(store: Store, sweep: str, trials: Iterable[Trial], ladder: int, choices: int) -> Path:
     """Link what is published of `trials` under the sweep's TensorBoard folder; returns that folder."""
     folder = store.sweep(sweep) / "tensorboard"
+    for link in folder.glob("*/*"):
+        if not link.exists():  # its stage was removed from the store
+            link.unlink(missing_ok=True)
     for trial in trials:
         here = folder / recipe_name(trial.point, ladder, choices)
         for key, name in stage_names(trial).items():

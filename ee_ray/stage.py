@@ -75,16 +75,15 @@ def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.P
 
 
 def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExecutor) -> Keeper:
-    """State is written by rank 0, in the background, every `checkpoint_steps` and every `checkpoint_seconds`, one at a
-    time. Where weights are sharded all workers must collect: they ask rank 0's clock every ASKED_STEPS."""
+    """State is written by rank 0, in the background, every `checkpoint_steps`, and every `checkpoint_seconds` unless the
+    last one is still being written. Where weights are sharded all workers must collect: they ask rank 0's clock every
+    ASKED_STEPS."""
     stage, folder = order.stage.identity, store.work(order.stage.key)
     step = _from_rank_zero(newest_state(folder) if world.rank == 0 else 0, world)
     last, writing = time.monotonic(), None
 
     def is_due(step: int) -> bool:
-        if writing and not writing.done():
-            return False
-        late = time.monotonic() - last >= order.checkpoint_seconds
+        late = time.monotonic() - last >= order.checkpoint_seconds and (writing is None or writing.done())
         return late or (order.checkpoint_steps is not None and step % order.checkpoint_steps == 0)
 
     def save(step: int, collect: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:

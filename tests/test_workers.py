@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from workers import groups
@@ -23,7 +23,7 @@ from ee_ray.world import World
 pytestmark = pytest.mark.timeout(600)
 
 # Workers add the same gradients in other orders: fp32 rounding, which training carries on. Nats, and weights of order 0.1.
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-4, 2e-3
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-5, 2e-4
 LAYOUTS = [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": ["o_proj", "down_proj", "lm_head"]}
 
@@ -33,14 +33,18 @@ UNEVEN = {
     "stages__posttrain__global_batch_size": 5,
     "stages__finetune__global_batch_size": 9,
 }
+# Batches of 21 are three draws of masks; a rate of 0.05 is too much from the fifth step on.
+VARYING = {
+    "setting": "varying",
+    "stages__posttrain__early_stopping": {"every_steps": 4, "patience": 2, "windows": 8},
+    "stages__posttrain__global_batch_size": 21,
+}
+TOO_FAST = {**VARYING, "stages__posttrain__passes": 40, "stages__posttrain__learning_rate": 0.05}
 SWEEPS = {
     "plain": {"stages__pretrain__exposure": {"window": [0.4, 1.0]}},
-    "stopped, with dropout": {
-        "setting": "varying",
-        "stages__posttrain__passes": 12,
-        "stages__posttrain__learning_rate": 0.03,
-        "stages__posttrain__early_stopping": {"every_steps": 4, "patience": 2, "windows": 8},
-        "stages__posttrain__global_batch_size": 21,
+    "dropout": {
+        **VARYING,
+        "stages__posttrain__passes": 4,
         "stages__posttrain__dropout": {"embedding": 0.1, "attention": 0.1, "residual": 0.1, "mlp": 0.1},
     },
     "adapters": {"stages__posttrain__lora": LORA},
@@ -56,10 +60,10 @@ def team(tmp_path_factory):
 class Bench:
     """One sweep's stages and data; each layout has a store of its own over the same data."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, changes: dict):
         self.folder = folder
         path = folder / "tiny.yaml"
-        path.write_text(yaml.safe_dump(tiny(**{**UNEVEN, **SWEEPS[name]})))
+        path.write_text(yaml.safe_dump(tiny(**{**UNEVEN, **changes})))
         self.sweep = open_sweep(path, folder / "first")
         prepare(self.sweep, lambda role, done: None)
         trial = build_trial(self.sweep.spec, self.sweep.data, Point(2, 0))
@@ -75,7 +79,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def benches(tmp_path_factory):
-    return {name: Bench(tmp_path_factory.mktemp("bench"), name) for name in SWEEPS}
+    return {name: Bench(tmp_path_factory.mktemp("bench"), changes) for name, changes in SWEEPS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,7 @@ def distance(one, other, key: str) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 50), size=st.integers(1, 9), micro=st.integers(1, 20), masked=st.booleans()
 )  # fmt: skip
@@ -117,14 +122,6 @@ def test_workers_agree_with_one_alone_on_losses_weights_and_when_to_stop(team, a
         assert (record["steps"], record["best_step"], record["tokens"], record["parameters"]) == tuple(
             expected[field] for field in ("steps", "best_step", "tokens", "parameters")
         )
-        print(
-            name,
-            size,
-            parallel,
-            stage.kind,
-            distance(ours, theirs, stage.key),
-            {k: abs(record["losses"][k] - v) for k, v in expected["losses"].items()},
-        )
         assert record["losses"] == pytest.approx(expected["losses"], abs=LOSS_TOLERANCE)
         assert distance(ours, theirs, stage.key) < WEIGHT_TOLERANCE
         assert record["sha256"].keys() == expected["sha256"].keys()
@@ -133,10 +130,22 @@ def test_workers_agree_with_one_alone_on_losses_weights_and_when_to_stop(team, a
         assert curves[0]["grad_norm"] == pytest.approx(curves[1]["grad_norm"], rel=1e-2)
 
 
-def test_early_stopping_really_ended_that_stage_early(alone):
-    bench, store = alone["stopped, with dropout"]
-    posttrain = bench.stages[-2]
-    assert store.record(posttrain.key)["steps"] < posttrain.identity.steps
+@pytest.mark.parametrize(("size", "parallel"), [(4, "ddp"), (2, "fsdp")])
+def test_all_workers_stop_early_at_the_same_step_and_hand_on_the_best_weights(team, tmp_path, size, parallel):
+    """Far from where a small rounding stays small: workers need not agree with one alone, only with each other."""
+    bench = Bench(tmp_path, TOO_FAST)
+    store, (pretrain, posttrain, _) = bench.store(parallel), bench.stages
+    team[1]("run", root=store.root, stage=pretrain)
+    records = [answer["record"] for answer in team[size]("run", parallel, root=store.root, stage=posttrain)]
+    assert records == [records[0]] * size
+    curve = parquet.read_table(store.metrics(posttrain.key)).to_pydict()
+    looked = {step: loss for step, loss in zip(curve["step"], curve["validation"], strict=True) if not math.isnan(loss)}
+    assert records[0]["best_step"] == min(looked, key=looked.__getitem__)
+    assert records[0]["steps"] == records[0]["best_step"] + 2 * 4 < posttrain.identity.steps
+    pool = bench.sweep.packed("post")
+    alone = {"weights": store.weights(posttrain.key), "spread": False}
+    assert team[1]("evaluate", windows=pool.validation(8, 16), **alone) == [min(looked.values())]
+    assert team[1]("evaluate", windows=pool.heldout(16), **alone) == [records[0]["losses"]["post"]]
 
 
 def test_held_out_loss_is_the_same_to_the_last_bit_however_many_share_it(team):
@@ -152,18 +161,18 @@ def test_held_out_loss_is_the_same_to_the_last_bit_however_many_share_it(team):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_what_one_layout_left_half_way_another_finishes(team, alone, name):
-    """One worker, then two with a sharded model, then four with replicas; the post-training stage, its state after each step."""
+    """The post-training stage: one worker, then two with a sharded model, four with replicas, four sharded."""
     bench, theirs = alone[name]
     *before, stage, _ = bench.stages
     ours = bench.store("relay")
     for earlier in before:
         team[1]("run", root=ours.root, stage=earlier)
-    assert team[1]("run", root=ours.root, stage=stage, stop_after=2, checkpoint_steps=1)[0]["record"] is None
-    for size, parallel, done in ((2, "fsdp", 2), (4, "ddp", 4), (4, "fsdp", 5)):
-        assert newest_state(ours.work(stage.key)) == done
-        last = done == 5
-        answers = team[size]("run", parallel, root=ours.root, stage=stage, stop_after=None if last else {2: 4, 4: 5}[done], checkpoint_steps=1)  # fmt: skip
+    done = 0
+    for size, parallel, until in ((1, "ddp", 2), (2, "fsdp", 4), (4, "ddp", 5), (4, "fsdp", None)):
+        answers = team[size]("run", parallel, root=ours.root, stage=stage, stop_after=until, checkpoint_steps=1)
         assert {answer["first"] for answer in answers} == {done + 1}
+        done = newest_state(ours.work(stage.key))
+        assert done == until or until is None
     record, expected = ours.record(stage.key), theirs.record(stage.key)
     assert (record["steps"], record["best_step"]) == (expected["steps"], expected["best_step"])
     assert record["losses"] == pytest.approx(expected["losses"], abs=LOSS_TOLERANCE)

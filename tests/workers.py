@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from conftest import tiny
 
 import ee_ray.train
 from ee_ray.board import Order
 from ee_ray.evaluate import heldout_loss
 from ee_ray.identity import Stage
-from ee_ray.model import build_config, build_model
+from ee_ray.model import build_config, build_model, load_weights
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.world import World
@@ -47,9 +48,11 @@ def run(world: World, root: Path, stage: Stage, stop_after: int | None = None, *
     return {"record": store.record(stage.key), "first": told[0]}
 
 
-def evaluate(world: World, windows: np.ndarray, spread: bool) -> float:
+def evaluate(world: World, windows: np.ndarray, spread: bool, weights: Path | None = None) -> float:
     """Held-out loss of a model that every group builds alike, as it is while it trains (`spread`) or whole."""
-    model = build_model(build_config({"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}, 256, 32), 0)  # fmt: skip
+    model = build_model(build_config(tiny()["model"], 256, 32), 0)
+    if weights:
+        load_weights(model, weights)
     if spread:
         world.spread(model)
     return heldout_loss(model, windows, world.device, "fp32")
@@ -80,7 +83,7 @@ class Group:
 
     def __init__(self, size: int, folder: Path):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["workers"])
+        context.set_forkserver_preload(["ee_ray.stage"])  # found by path, as `workers` would not be
         self.size = size
         self.pipes, self.processes = [], []
         for rank in range(size):
@@ -99,10 +102,9 @@ class Group:
         end, answers = time.monotonic() + SECONDS, []
         for rank, pipe in enumerate(self.pipes):
             assert pipe.poll(max(0.0, end - time.monotonic())), f"rank {rank} of {self.size} gave no answer to {job}"
-            fine, answer = pipe.recv()
-            assert fine, answer
-            answers.append(answer)
-        return answers
+            answers.append(pipe.recv())
+        assert all(fine for fine, _ in answers), "\n".join(str(answer) for fine, answer in answers if not fine)
+        return [answer for _, answer in answers]
 
     def end(self) -> None:
         for pipe in self.pipes:
