@@ -2,7 +2,8 @@
 
 A stage is ready when its parent is published. A slot that asks gets a child of what it just trained if there is one
 (its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
-died in the middle of it and gets the same stage again, a bounded number of times.
+died in the middle of it, or was given more or fewer workers, and gets the same stage again: a bounded number of times
+without getting further than before.
 """
 
 import time
@@ -33,6 +34,7 @@ class _Entry:
     state: State
     slot: str = ""
     attempts: int = 0
+    reached: int = 0
     tokens: int = 0
     evidence: dict[str, Any] | None = None
 
@@ -64,6 +66,8 @@ class Board:
             return None
         for entry in self._entries.values():
             if entry.state == "running" and entry.slot == slot:
+                if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
+                    entry.reached, entry.attempts = entry.tokens, 0
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order

@@ -47,7 +47,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
         the budget of time that ended the search, if one did.
     """
     execution = sweep.spec.execution
-    if execution.workers > 1:
+    if execution.fewest_workers > 1:
         raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
     if execution.gpus_per_worker and not torch.cuda.is_available():
         raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip

@@ -38,6 +38,7 @@ from ee_ray.world import World
 IDLE_SECONDS = 0.1
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
+RESIZE_SECONDS = 60.0
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
 
 
@@ -110,7 +111,7 @@ def _room(execution: Execution, board: ActorHandle[Board]) -> bool:
     Raises:
         UserError: nodes were lost, and for a while now none that is left or may come has had room.
     """
-    group = ray.util.placement_group([_bundle(execution)] * execution.workers)
+    group = ray.util.placement_group([_bundle(execution)] * execution.fewest_workers)
     held = monotonic()
     try:
         while not group.wait(ROOM_SECONDS):
@@ -144,7 +145,9 @@ def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, f
         slot_worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=execution.workers,
+            num_workers=tuple(execution.workers) if isinstance(execution.workers, list) else execution.workers,
+            # Another size restarts the group, which costs what was trained since its last saved state.
+            elastic_resize_monitor_interval_s=max(RESIZE_SECONDS, execution.checkpoint_seconds),
             use_gpu=execution.gpus_per_worker > 0,
             resources_per_worker=_bundle(execution),
         ),

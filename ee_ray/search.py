@@ -173,11 +173,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time that this sweep gave a published stage, seconds: training and evaluation, on the GPUs of its spec."""
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, by the workers that ended it."""
     if record["sweep"] != spec.name:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
-    return busy * spec.execution.workers * spec.execution.gpus_per_worker
+    workers: int = record["workers"]
+    return busy * workers * spec.execution.gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:

@@ -7,7 +7,7 @@ Fields that can change a number and fields that only say where and how fast to r
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ee_ray.spec.data import Data
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
@@ -29,13 +29,14 @@ Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10
 class Execution(Strict):
     """Where and how fast, never what: no field here can change a key.
 
-    `parallel` says how a stage's workers share it: each with the whole model (ddp), or each with a part of weights,
+    `workers` is how many share a stage: a number, or a range [fewest, most] of which as many work as the cluster has room
+    for, more or fewer as nodes come and go. `parallel` says how a stage's workers share it: each with the whole model (ddp), or each with a part of weights,
     gradients and optimizer (fsdp: FSDP2), for models that do not fit otherwise. `micro_batch` is sequences per forward
     pass. A stage's state is saved every `checkpoint_seconds`, and if given every `checkpoint_steps`: what a crash can
     cost. `gpu` is what `plan` reckons with until a stage was measured.
     """
 
-    workers: Positive = 1
+    workers: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -43,6 +44,21 @@ class Execution(Strict):
     micro_batch: Positive | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
     checkpoint_steps: Positive | None = None
+
+    @field_validator("workers")
+    @classmethod
+    def _rising(cls, workers: int | list[int]) -> int | list[int]:
+        if isinstance(workers, list) and workers[0] >= workers[1]:
+            raise ValueError(f"a range goes up, as [1, 8] does, got {workers}")
+        return workers
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
 class SweepSpec(Strict):
@@ -102,7 +118,7 @@ class SweepSpec(Strict):
         problems = self._setting_problems()
         for name in STAGES:
             stage = getattr(self.stages, name)
-            if stage.global_batch_size < self.execution.workers:
+            if stage.global_batch_size < self.execution.most_workers:
                 problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} leaves some of execution.workers {self.execution.workers} without a sequence: use fewer workers")  # fmt: skip
             if stage.tokens % self.sequence_length:
                 problems.append(f"stages.{name}.tokens {stage.tokens} is not a multiple of sequence_length {self.sequence_length}")  # fmt: skip
