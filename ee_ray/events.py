@@ -15,7 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ee_ray.meter import Curve
+from ee_ray.metrics import Curve
 from ee_ray.plan import Point, Trial
 from ee_ray.store import Store
 

@@ -9,7 +9,6 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,39 +23,6 @@ LOOKS = 10
 LOOK_SHARE = 0.02
 # A token that is trained takes three times the arithmetic of one that is only evaluated: forward once, backward twice.
 TRAIN_TO_EVALUATE = 3
-
-
-@dataclass
-class Curve:
-    """One list a column; loss in nats, NaN where nobody looked.
-
-    loss:       of this step's global batch.
-    validation: what early stopping watches.
-    heldout_*:  of the weights after this step, on the windows that the record's losses are measured on.
-    seconds:    since the stage began, evaluation and what was trained before an interruption included.
-    tokens_per_s: since the point before, evaluation left out.
-    peak_share: of that, as a share of the workers' bf16 peak; NaN where the device's is not known.
-    memory:     bytes, the most since the stage began: of rank 0's GPU, or on a CPU of its process since it began.
-    """
-
-    step: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    heldout_pre: list[float] = field(default_factory=list)
-    heldout_post: list[float] = field(default_factory=list)
-    heldout_ft: list[float] = field(default_factory=list)
-    tokens_per_s: list[float] = field(default_factory=list)
-    peak_share: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-
-    def add(self, **point: float) -> None:
-        """One value for each column; NaN for those that are left out."""
-        for name, column in vars(self).items():
-            column.append(point.get(name, math.nan))
 
 
 def steps_between_looks(stage: StageIdentity, windows: Mapping[str, int]) -> int:

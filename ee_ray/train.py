@@ -22,7 +22,8 @@ from ee_ray.data.order import Indices
 from ee_ray.errors import Diverged
 from ee_ray.evaluate import token_losses
 from ee_ray.identity import StageIdentity
-from ee_ray.meter import CURVE_POINTS, Curve, Meter, flops_per_token
+from ee_ray.meter import CURVE_POINTS, Meter, flops_per_token
+from ee_ray.metrics import Curve
 from ee_ray.resume import optimizer_state, set_optimizer_state
 from ee_ray.world import World, laid_out_as, whole
 

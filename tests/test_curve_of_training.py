@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from ee_ray.events import EVENTS, TAGS, write_events
 from ee_ray.identity import stage_of
-from ee_ray.meter import LOOK_SHARE, LOOKS, TRAIN_TO_EVALUATE, Curve, Meter, peak_memory, steps_between_looks
+from ee_ray.meter import LOOK_SHARE, LOOKS, TRAIN_TO_EVALUATE, Meter, peak_memory, steps_between_looks
+from ee_ray.metrics import Curve
 from ee_ray.plan import Point, build_trial
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.world import World
