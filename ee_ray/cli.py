@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from ee_ray.errors import UserError
 
@@ -46,9 +47,19 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
+_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+
+
+def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """What a shell offers for SPEC: folders, and files that end in .yaml."""
+    start = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    found = sorted(path for path in start.glob("[!.]*") if str(path).startswith(incomplete.removeprefix("./")))
+    files = [CompletionItem(str(path)) for path in found if path.suffix in (".yaml", ".yml")]
+    return files + [CompletionItem(f"{path}/", type="dir") for path in found if path.is_dir()]
+
+
 def _sweep_command(function: Callable[..., None]) -> click.Command:
-    storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
-    return main.command()(click.argument("spec")(storage(function)))
+    return main.command()(click.argument("spec", shell_complete=_specs)(_storage(function)))
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
@@ -60,8 +71,8 @@ def _warn(warnings: list[str]) -> None:
 
 
 @main.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=_specs)
+@_storage
 @_json
 def plan(specs: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what SPEC will train and cost, or several that share a store; train nothing."""
@@ -297,9 +308,9 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
 
 
 @main.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...", shell_complete=_specs)
 @click.option("--tokens", type=click.IntRange(min=1), required=True, help="Tokens of D_post to predict for.")
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_storage
 @_json
 def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -> None:
     """Predict the best lambda at another size of D_post, from finished sweeps at two sizes or more."""
@@ -384,6 +395,40 @@ def report(spec: str, storage: str) -> None:
     _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
 
 
+@main.command()
+@click.argument("spec", shell_complete=_specs)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--best", is_flag=True, help="The post-trained model nearest to lambda* (the default).")
+@click.option("--key", help="Any published stage, by its key or the start of it.")
+@click.option("--times", type=click.IntRange(min=1), default=10, show_default=True, help="Budgets of recipe.yaml, over those of SPEC.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in DIR.")
+@_storage
+@_json
+def export(spec: str, folder: Path, best: bool, key: str | None, times: int, overwrite: bool, storage: str, as_json: bool) -> None:  # fmt: skip
+    """Write a trained model of SPEC into DIR for transformers to load.
+
+    With it go its tokenizer, a model card, and recipe.yaml: the winning recipe for a larger budget.
+    """
+    from ee_ray.export.choice import best as best_of
+    from ee_ray.export.choice import named
+    from ee_ray.ledger import read_ledger
+    from ee_ray.sweep import open_sweep
+
+    if best and key is not None:
+        raise UserError("--best and --key exclude each other")
+    sweep = open_sweep(spec, storage)
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    chosen = named(sweep, ledger, key) if key is not None else best_of(sweep, ledger)
+    write = import_module("ee_ray.export.folder").export  # torch and transformers take seconds to import
+    names = write(sweep, ledger, chosen, folder, times, overwrite)
+    if as_json:
+        told = {"schema": 1, "key": chosen.key, "folder": str(folder), "files": names, "how": chosen.how}
+        click.echo(json.dumps(told, indent=1))
+        return
+    click.echo(f"{chosen.key} is in {folder}: {', '.join(names)}")
+    click.echo(chosen.how)
+
+
 @_sweep_command
 @_json
 def verify(spec: str, storage: str, as_json: bool) -> None:
@@ -403,7 +448,7 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("keys", nargs=-1, required=True)
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_storage
 @_json
 def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what stage KEY is, or what differs between two."""
