@@ -9,8 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -138,149 +136,102 @@ def _plan_text(quotation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what goes wrong.")
+
+
 @_sweep_command
 @click.option("--address", help="Ray cluster that packs; it must see the store. Without it, all cores here.")
-def prepare(spec: str, storage: str, address: str | None) -> None:
+@_quiet
+def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     """Split, tokenize and pack the data of SPEC, or go on with it."""
+    from ee_ray.launch import prepare as prepare_data
+    from ee_ray.log import keeping
     from ee_ray.spec.data import ROLES
     from ee_ray.sweep import open_sweep
 
-    signal.signal(signal.SIGTERM, _terminate)
+    _catch()
     sweep = open_sweep(spec, storage)
-    if address:
-        _prepare_on_ray(sweep, address)
-    else:
-        _prepare(sweep)
-    for role in ROLES:
-        packed = sweep.packed(role)
-        assert packed is not None
-        click.echo(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+        if address:
+            _prepare_on_ray(sweep, address, log)
+        else:
+            prepare_data(sweep, log)
+        for role in ROLES:
+            packed = sweep.packed(role)
+            assert packed is not None
+            log.tell(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
 
 
-def _prepare_on_ray(sweep: Any, address: str) -> None:
+def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
     prepare_ray(address)
     from ee_ray.cluster import connected
+    from ee_ray.launch import prepare
     from ee_ray.scatter import on_ray
 
     with connected(address):
-        signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
-        _prepare(sweep, on_ray)
-
-
-def _prepare(sweep: Any, workers: Any = None) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-
-    from ee_ray.sweep import prepare as prepare_data
-
-    console = Console(stderr=True)
-    # How much text there is in all is known after reading it: the bar shows motion, the columns amounts.
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        FileSizeColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(role: str, done: int) -> None:
-            if role not in tasks:
-                tasks[role] = bar.add_task(f"packing {role}", total=None)
-            bar.advance(tasks[role], done)
-
-        warnings = prepare_data(sweep, progress, workers)
-    _warn(warnings)
+        _catch()
+        prepare(sweep, log, on_ray)
 
 
 @_sweep_command
 @click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
 @click.option("--local", is_flag=True, help="Train in this process, without Ray.")
-def run(spec: str, storage: str, address: str | None, local: bool) -> None:
+@_quiet
+def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) -> None:
     """Run or resume SPEC; print the verdict and write the report."""
+    from ee_ray.log import keeping
     from ee_ray.sweep import open_sweep
 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
-    ledger, stopped = _train(sweep, address, local)
-    _finish(sweep, ledger, time.monotonic() - started, stopped)
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+        ledger, stopped = _train(sweep, address, local, log)
+        _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
 
-def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | None]:
-    """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it."""
-    from rich.console import Console
+def _train(sweep: Any, address: str | None, local: bool, log: Any) -> tuple[Any, str | None]:
+    from ee_ray.launch import train
 
-    from ee_ray.ledger import note, read_ledger
-    from ee_ray.progress import watching
+    _catch()
+    return train(sweep, address, local, log, on_connect=_catch)  # Ray puts handlers of its own in place
 
-    if address and local:
-        raise UserError("--address and --local exclude each other")
+
+def _catch() -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    _prepare(sweep)
-    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
-    if not ledger.decision.outstanding:
-        click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
-        return ledger, None
-    console = Console(stderr=True)
-    click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
-    watch = partial(watching, console)
-    stopped = _train_here(sweep, ledger, watch) if local else _train_on_ray(sweep, ledger, address, watch)
-    return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
-
-
-def _train_here(sweep: Any, ledger: Any, watch: Any) -> str | None:
-    from ee_ray.run import run_in_process
-
-    return run_in_process(sweep, ledger, watch)
-
-
-def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> str | None:
-    from ee_ray.environment import prepare_ray
-
-    prepare_ray(address)
-    from ee_ray.cluster import connected
-
-    # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
-    with ThreadPoolExecutor(1) as background:
-        heavy = background.submit(import_module, "ee_ray.run")
-        with connected(address):
-            signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watch)
-            return stopped
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _finish(sweep: Any, ledger: Any, seconds: float | None = None, stopped: str | None = None) -> None:
-    """Write the report, print the verdict, and exit 3 if stages failed."""
+def _finish(sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None) -> None:
+    """Write the report, tell the verdict, and exit 3 if stages failed."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
     summary = write_report(sweep, ledger, folder)
-    click.echo(verdict_sentence(summary))
-    click.echo(f"search: {stopped or summary['stop_reason']}")
+    log.tell(verdict_sentence(summary))
+    log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
-        click.echo(f"took {seconds:.0f} s")
-    click.echo(f"report: {folder / 'index.html'}")
-    _tell_failures(sweep, ledger)
+        log.tell(f"took {seconds:.0f} s")
+    log.tell(f"report: {folder / 'index.html'}")
+    _tell_failures(sweep, ledger, log)
     if ledger.failures or (ledger.decision.outstanding and not stopped):
         sys.exit(FAILED)
 
 
-def _tell_failures(sweep: Any, ledger: Any) -> None:
+def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
     for key, evidence in ledger.failures.items():
         where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
-        click.echo(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}", err=True)
+        log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
-            click.echo(f"    {line}", err=True)
-        click.echo(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local", err=True)
+            log.alarm(f"    {line}")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
 
 
 @_sweep_command
@@ -292,15 +243,18 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     from dataclasses import replace
 
     from ee_ray.ledger import read_ledger
+    from ee_ray.log import keeping
     from ee_ray.propose import anchors
     from ee_ray.report.precision import precision, precision_text
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
-    _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local)
-    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    _tell_failures(sweep, ledger)
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+        _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
+        ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+        _tell_failures(sweep, ledger, log)
     found = precision(sweep, ledger)
     click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
     if ledger.failures:
@@ -389,10 +343,11 @@ def _status_text(name: str, store: Path, state: dict[str, Any]) -> str:
 def report(spec: str, storage: str) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
+    from ee_ray.log import Log
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
-    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), Log())
 
 
 @main.command()

@@ -19,7 +19,7 @@ LAYERS = [
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
     "export.choice", "export.recipe", "export.card", "export.folder",
-    "verify", "progress", "cli",
+    "verify", "progress", "log", "launch", "api", "cli",
 ]  # fmt: skip
 
 
