@@ -295,6 +295,34 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
     click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of D_post")  # fmt: skip
 
 
+@main.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...", shell_complete=_specs)
+@click.option("--apart", is_flag=True, help="Side by side only: compare no losses.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=REPORTS / "compare", show_default=True, help="Where the page goes.")  # fmt: skip
+@_storage
+@_json
+def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_json: bool) -> None:
+    """Put sweeps side by side: lambda*, and frontiers against that of the first.
+
+    Losses are compared at the same fine-tuning loss, on the same held-out data only.
+    """
+    from ee_ray.ledger import read_ledger
+    from ee_ray.report import compared
+    from ee_ray.report.compared_page import write_page
+    from ee_ray.sweep import open_sweep
+
+    if len(specs) < 2:
+        raise UserError(f"compare takes two sweeps or more, got {len(specs)}")
+    sweeps = [open_sweep(spec, storage) for spec in specs]
+    sides = compared.sides(sweeps, [read_ledger(sweep.spec, sweep.data, sweep.store) for sweep in sweeps])
+    gaps = [] if apart else compared.against_first(sides)
+    told = compared.as_json(sides, gaps)
+    page = write_page(sides, gaps, told, out)
+    click.echo(
+        json.dumps(told | {"page": str(page)}, indent=1) if as_json else f"{compared.text(told)}\n\npage: {page}"
+    )
+
+
 @_sweep_command
 @click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends.")
 @_json

@@ -17,7 +17,7 @@ LAYERS = [
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
+    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
     "verify", "progress", "log", "launch", "api", "cli",
 ]  # fmt: skip
