@@ -204,6 +204,7 @@ def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | Non
 
     from ee_ray.ledger import note, read_ledger
     from ee_ray.progress import watching
+    from ee_ray.sweep import register
 
     if address and local:
         raise UserError("--address and --local exclude each other")
@@ -211,6 +212,7 @@ def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | Non
     _prepare(sweep)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
+    register(sweep)
     if not ledger.decision.outstanding:
         click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
         return ledger, None
@@ -399,6 +401,19 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
         click.echo("\n".join([*problems, f"{checked} items checked, {len(problems)} problems"]))
     if problems:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
+@_json
+def gc(storage: str, delete: bool, as_json: bool) -> None:
+    """Say what of the store no sweep needs, and how large it is."""
+    from ee_ray.gc import clear, gc_text
+    from ee_ray.store import Store
+
+    found = clear(Store(storage), delete)
+    click.echo(json.dumps(found, indent=1) if as_json else gc_text(found))
 
 
 @main.command()

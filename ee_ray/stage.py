@@ -59,7 +59,7 @@ def _batches(pools: list[Packed], stage: StageIdentity) -> Batches:
     return Batches(schedule(runs), gather, counted)
 
 
-def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.PreTrainedModel:
+def _load(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
     fields = dict(stage.model)
     fingerprint = fields.pop("checkpoint", None)
     folder = store.model(fingerprint) if fingerprint else None
@@ -68,7 +68,7 @@ def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.P
         return load_checkpoint(folder, config)
     model = build_model(config, stage.seed)
     if stage.parent:
-        load_weights(model, store.weights(stage.parent))
+        load_weights(model, store.weights_checked(stage.parent) if checks else store.weights(stage.parent))
     return model
 
 
@@ -114,7 +114,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
-    model = _load(store, stage, pools[0].vocab_size)
+    model = _load(store, stage, pools[0].vocab_size, checks=world.rank == 0)
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
     batches = _batches(pools, stage)

@@ -8,9 +8,8 @@
     work/<key>/                   states of a stage that is being trained; gone once it is published
     tokenizers/<fingerprint>/     tokenizer.json, encoding.json
     digests.json                  hashes of files that were read
-    stages/<key>/                 weights.safetensors, metrics.parquet, record.json
     failures/<key>.json           evidence of a stage that failed
-    sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
+    sweeps/<name>/                the sweep itself, what its search notes, the Optuna study, logs of runs
 
 A stage is drafted beside its place and published by one rename of the whole folder, with record.json written last: a
 folder under stages/ is whole or not there. Of two writers of one key the first wins and the other's draft goes.
@@ -20,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-import time
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,14 +81,20 @@ class Store:
         try:
             if not (self.root / "store.json").exists():
                 _write_json(self.root / "store.json", {"schema": SCHEMA})
+            now = self.clock()
             for draft in (self.root / "stages").glob(".*.tmp"):
-                if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
+                if now - draft.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(draft, ignore_errors=True)
             for draft in (self.root / "data").glob("*.partial"):
-                if time.time() - draft.stat().st_mtime > GIVEN_UP_SECONDS:
+                if now - draft.stat().st_mtime > GIVEN_UP_SECONDS:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise UserError(f"storage {self.root}: cannot be written: {error.strerror}") from None
+
+    def clock(self) -> float:
+        """The time by the clock that stamps the store's files, seconds since the epoch: on a shared disk its server's."""
+        with tempfile.NamedTemporaryFile(dir=self.root, prefix=".clock.") as file:
+            return os.fstat(file.fileno()).st_mtime
 
     def data(self, fingerprint: str) -> Path:
         return self.root / "data" / fingerprint
@@ -188,6 +193,17 @@ class Store:
         """What `write_sweep` wrote, or None."""
         path = self.sweep(name) / file
         return json.loads(path.read_text()) if path.exists() else None
+
+    def weights_checked(self, key: str) -> Path:
+        """The weights of a published stage, once they are found to be what was published.
+
+        Raises:
+            RuntimeError: they are not.
+        """
+        record = self.record(key)
+        if record is None or _sha256(self.weights(key)) != record["sha256"][WEIGHTS]:
+            raise RuntimeError(f"stage {key}: {WEIGHTS} does not match its hash: remove {self.stage(key)}, and it is trained again")  # fmt: skip
+        return self.weights(key)
 
     def damage(self, key: str) -> list[str]:
         """What is wrong with a published stage: files missing or changed, or a key that its payload does not give."""

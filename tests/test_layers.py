@@ -15,7 +15,7 @@ LAYERS = [
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "plan", "store", "pretrained", "board",
     "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
-    "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
+    "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
     "verify", "progress", "cli",
