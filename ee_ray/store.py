@@ -23,7 +23,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ee_ray.errors import UserError
@@ -54,6 +54,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_plain(name: str) -> bool:
+    return PurePath(name).name == name and name not in ("", "..")
+
+
 class Store:
     """One directory on a disk that every worker sees.
 
@@ -64,7 +68,7 @@ class Store:
     def __init__(self, root: Path | str):
         text = str(root).removeprefix("file://")
         if "://" in text:
-            raise UserError(f"storage {root}: only directories are supported, got the scheme {text.split(':')[0]}")
+            raise UserError(f"storage: only directories are supported, got the scheme {text.split(':')[0]}")
         self.root = Path(text).resolve()
         marker = self.root / "store.json"
         try:
@@ -96,24 +100,35 @@ class Store:
         with tempfile.NamedTemporaryFile(dir=self.root, prefix=".clock.") as file:
             return os.fstat(file.fileno()).st_mtime
 
+    def _entry(self, kind: str, name: str) -> Path:
+        """The place of `name` among its kind: right there, not elsewhere by way of `..`, another root, or a link.
+
+        Raises:
+            UserError: it would be elsewhere.
+        """
+        path = self.root / kind / name
+        if not _is_plain(name) or path.is_symlink():
+            raise UserError(f"storage {self.root}: {kind}/{name} would lead out of the store: it must be a plain name, and no link")  # fmt: skip
+        return path
+
     def data(self, fingerprint: str) -> Path:
-        return self.root / "data" / fingerprint
+        return self._entry("data", fingerprint)
 
     def model(self, fingerprint: str) -> Path:
-        return self.root / "models" / fingerprint
+        return self._entry("models", fingerprint)
 
     def work(self, key: str) -> Path:
-        return self.root / "work" / key
+        return self._entry("work", key)
 
     def tokenizer(self, fingerprint: str) -> Path:
-        return self.root / "tokenizers" / fingerprint
+        return self._entry("tokenizers", fingerprint)
 
     @property
     def digests(self) -> Path:
         return self.root / "digests.json"
 
     def stage(self, key: str) -> Path:
-        return self.root / "stages" / key
+        return self._entry("stages", key)
 
     def weights(self, key: str) -> Path:
         return self.stage(key) / WEIGHTS
@@ -122,7 +137,7 @@ class Store:
         return self.stage(key) / METRICS
 
     def sweep(self, name: str) -> Path:
-        return self.root / "sweeps" / name
+        return self._entry("sweeps", name)
 
     def published(self) -> list[str]:
         """Keys of the published stages."""
@@ -152,7 +167,7 @@ class Store:
     @contextmanager
     def draft(self, key: str) -> Iterator[Path]:
         """A private folder for a stage's files; removed unless `publish` moved it."""
-        folder = self.root / "stages" / f".{key}.{uuid.uuid4().hex[:8]}.tmp"
+        folder = self._entry("stages", f".{key}.{uuid.uuid4().hex[:8]}.tmp")
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -171,17 +186,17 @@ class Store:
             if not (self.stage(key) / RECORD).exists():
                 raise
             return False
-        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+        self._entry("failures", f"{key}.json").unlink(missing_ok=True)
         shutil.rmtree(self.work(key), ignore_errors=True)
         return True
 
     def fail(self, key: str, evidence: dict[str, Any]) -> None:
         """Keep the evidence of a stage that failed. `evidence["diverged"]` says whether trying again is pointless."""
-        _write_json(self.root / "failures" / f"{key}.json", {"schema": SCHEMA, "key": key, **evidence})
+        _write_json(self._entry("failures", f"{key}.json"), {"schema": SCHEMA, "key": key, **evidence})
 
     def failure(self, key: str) -> dict[str, Any] | None:
         try:
-            evidence: dict[str, Any] = json.loads((self.root / "failures" / f"{key}.json").read_text())
+            evidence: dict[str, Any] = json.loads(self._entry("failures", f"{key}.json").read_text())
         except FileNotFoundError:
             return None
         return evidence
@@ -216,7 +231,9 @@ class Store:
             problems.append(f"stage {key}: its payload gives another key")
         for name, digest in record["sha256"].items():
             path = self.stage(key) / name
-            if not path.exists():
+            if not _is_plain(name) or path.is_symlink():
+                problems.append(f"stage {key}: {name} leads out of the store")
+            elif not path.exists():
                 problems.append(f"stage {key}: {name} is missing")
             elif _sha256(path) != digest:
                 problems.append(f"stage {key}: {name} does not match its hash")
