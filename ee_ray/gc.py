@@ -118,6 +118,8 @@ def _leftovers(store: Store, keep: Needed, now: float) -> Iterator[tuple[str, Pa
         yield "abandoned drafts", path
     for path in rested("data", "*.partial", GIVEN_UP_SECONDS):
         yield "corpora half packed and left", path
+    for path in rested("leases", "*"):
+        yield "claims of the dead", path
     if keep.unregistered:
         return  # nobody knows what these read
     kinds = {"data": keep.data, "models": keep.models, "tokenizers": keep.tokenizers}

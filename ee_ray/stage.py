@@ -120,6 +120,9 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     batches = _batches(pools, stage)
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
+        if world.rank == 0:
+            resumed = keeper.saved[1]["step"] if keeper.saved else 0
+            store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
         validation = _validation(store, stage, trained, world)
         at, optim = train(trained, batches, stage, world, order.micro_batch, report, validation, keeper)
@@ -139,6 +142,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
             parquet.write_table(pa.table(asdict(at.curve)), draft / METRICS)
             record = _record(order, plain, world, at, losses, seconds)
             published = store.publish(order.stage.key, draft, record)
+            store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if dist.is_initialized() and world.size > 1:
         dist.barrier()
     return published

@@ -8,8 +8,9 @@
     work/<key>/                   states of a stage that is being trained; gone once it is published
     tokenizers/<fingerprint>/     tokenizer.json, encoding.json
     digests.json                  hashes of files that were read
+    leases/                       who trains which stage at the moment (lease.py)
     failures/<key>.json           evidence of a stage that failed
-    sweeps/<name>/                the sweep itself, what its search notes, the Optuna study, logs of runs
+    sweeps/<name>/                the sweep itself, what its search notes, a journal of stages, the Optuna study
 
 A stage is drafted beside its place and published by one rename of the whole folder, with record.json written last: a
 folder under stages/ is whole or not there. Of two writers of one key the first wins and the other's draft goes.
@@ -19,7 +20,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METRICS = "metrics.parquet"
 RECORD = "record.json"
+JOURNAL = "journal.jsonl"
 ABANDONED_SECONDS = 24 * 3600  # a draft is written in seconds
 GIVEN_UP_SECONDS = 14 * 24 * 3600  # a corpus half packed may be worth hours, and somebody is coming back to it
 
@@ -124,6 +128,10 @@ class Store:
         return self._entry("tokenizers", fingerprint)
 
     @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
     def digests(self) -> Path:
         return self.root / "digests.json"
 
@@ -200,6 +208,19 @@ class Store:
         except FileNotFoundError:
             return None
         return evidence
+
+    def journal(self, sweep: str, **event: Any) -> None:
+        """Add a line to a sweep's journal: who began or published which stage, where, and when by that host's clock."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = json.dumps({"at": at, "host": socket.gethostname(), "pid": os.getpid(), **event}) + "\n"
+        self.sweep(sweep).mkdir(parents=True, exist_ok=True)
+        with (self.sweep(sweep) / JOURNAL).open("a") as file:
+            file.write(line)  # short, and so by one call: lines of several writers do not mix
+
+    def journalled(self, sweep: str) -> list[dict[str, Any]]:
+        """The lines of a sweep's journal."""
+        path = self.sweep(sweep) / JOURNAL
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def write_sweep(self, name: str, file: str, value: Any) -> None:
         _write_json(self.sweep(name) / file, value)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 LAYERS = [
     "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
-    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "plan", "store", "pretrained", "board",
+    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "plan", "store", "pretrained", "board", "lease",
     "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
