@@ -61,7 +61,7 @@ def _batches(pools: list[Packed], stage: StageIdentity) -> Batches:
     return Batches(schedule(runs), gather, counted)
 
 
-def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.PreTrainedModel:
+def _load(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
     fields = dict(stage.model)
     fingerprint = fields.pop("checkpoint", None)
     folder = store.model(fingerprint) if fingerprint else None
@@ -70,7 +70,7 @@ def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.P
         return load_checkpoint(folder, config)
     model = build_model(config, stage.seed)
     if stage.parent:
-        load_weights(model, store.weights(stage.parent))
+        load_weights(model, store.weights_checked(stage.parent) if checks else store.weights(stage.parent))
     return model
 
 
@@ -141,7 +141,7 @@ def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: Wo
     """The plain model, whole on every worker."""
     if not world.is_sharded:
         return merged(trained)
-    again = adapt(_load(store, stage, vocab_size), stage.dropout, stage.lora)
+    again = adapt(_load(store, stage, vocab_size, checks=False), stage.dropout, stage.lora)
     set_weights(again, weights_of(trained))
     return merged(again).to(world.device)
 
@@ -155,12 +155,15 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
-    model = _load(store, stage, pools[0].vocab_size)
+    model = _load(store, stage, pools[0].vocab_size, checks=world.rank == 0)
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
     batches = _batches(pools, stage)
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
+        if world.rank == 0:
+            resumed = keeper.saved[1]["step"] if keeper.saved else 0
+            store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
         watch = _watch(store, stage, trained, world)
         at, optim = train(trained, batches, stage, world, order.micro_batch, report, watch, keeper)
@@ -175,7 +178,10 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     if not all(map(math.isfinite, losses.values())):
         raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
     seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}
-    published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds)
+    published = False
+    if world.rank == 0:
+        published = publish(store, order, plain, moments, world, at, losses, seconds)
+        store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if world.size > 1:
         dist.barrier()
     return published

@@ -13,7 +13,7 @@ from ee_ray.spec.data import Data
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
-from ee_ray.spec.strict import Positive, Strict
+from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Strict
 from ee_ray.spec.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "posttrain", "finetune")
@@ -27,23 +27,24 @@ Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10
 
 
 class Execution(Strict):
-    """Where and how fast, never what: no field here can change a key.
-
-    `workers` is how many share a stage: a number, or a range [fewest, most] of which as many work as the cluster has room
-    for, more or fewer as nodes come and go. `parallel` says how a stage's workers share it: each with the whole model (ddp), or each with a part of weights,
-    gradients and optimizer (fsdp: FSDP2), for models that do not fit otherwise. `micro_batch` is sequences per forward
-    pass. A stage's state is saved every `checkpoint_seconds`, and if given every `checkpoint_steps`: what a crash can
-    cost. `gpu` is what `plan` reckons with until a stage was measured.
-    """
+    """Where and how fast, never what: no field here can change a key."""
 
     workers: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = 1
+    """processes of one stage; as a range [fewest, most], as many as the cluster has room for, as nodes come and go"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    """each worker has the whole model (ddp), or a part of weights, gradients and optimizer (fsdp), where it would not fit"""
     cpus_per_worker: Positive = 1
+    """CPUs, and threads, of each worker"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each worker; 0 trains on CPUs"""
     gpu: Gpu = "H100"
-    micro_batch: Positive | None = None
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """what `plan` reckons with until a stage was measured"""
+    micro_batch: Sequences | None = None
+    """of one forward pass; without it as many as a worker's share of the batch"""
+    checkpoint_seconds: Seconds = 300.0
+    """how often a stage's state is saved: what a crash can cost"""
     checkpoint_steps: Positive | None = None
+    """save it every so many steps as well"""
 
     @field_validator("workers")
     @classmethod
@@ -63,17 +64,29 @@ class Execution(Strict):
 
 class SweepSpec(Strict):
     schema_version: Annotated[Literal[1], Field(alias="schema")]
+    """of this file: 1"""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+    """of the sweep, its reports and its notes in the store: lower-case letters, digits, dots, dashes"""
     setting: Literal["compute_matched", "varying"] = "compute_matched"
+    """divide one pass over D_post (paper, 4.2), or post-train on all of it whatever was mixed in (4.1)"""
     model: ModelField
+    """a preset, `{checkpoint: FOLDER}`, or the fields of any causal model's config in transformers, vocab_size left out"""
     tokenizer: Tokenizer = Tokenizer(raw_bytes=True)
-    sequence_length: Annotated[int, Field(ge=8)]
+    """one for all corpora"""
+    sequence_length: ContextTokens
+    """of a window, which is also the model's context"""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """of training's matrix products; weights are always fp32"""
     data: Data
+    """three corpora"""
     stages: Stages
+    """how long and how fast each stage trains"""
     search: Search = Search()
+    """where to look and when to stop"""
     objective: Objective
+    """what lambda* minimises"""
     execution: Execution = Execution()
+    """where and how fast: nothing here changes a number"""
 
     @property
     def model_config_fields(self) -> dict[str, Any]:
