@@ -252,7 +252,7 @@ def _finish(sweep: Any, ledger: Any, seconds: float | None = None, stopped: str 
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
-    summary = write_report(sweep, ledger, folder)
+    summary = write_report(sweep, ledger, folder).summary
     click.echo(verdict_sentence(summary))
     click.echo(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:

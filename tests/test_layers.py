@@ -17,7 +17,8 @@ LAYERS = [
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
+    "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
+    "report.words", "report.html", "report.sections", "report.page", "report.theory",
     "verify", "progress", "cli",
 ]  # fmt: skip
 
