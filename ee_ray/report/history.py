@@ -28,7 +28,7 @@ def history(spec: SweepSpec, ledger: Ledger) -> list[Round]:
     every = -(-len(batches) // MOST_FITS) or 1
     found, before = [], list[Point]()
     for number, batch in enumerate(batches):
-        tokens = sum(ledger.prices(point, before + batch[:place]) for place, point in enumerate(batch))
+        tokens = ledger.prices.together(batch, before)
         before += batch
         fits = (len(batches) - 1 - number) % every == 0
         optimum = estimate(spec, {point: ledger.results[point] for point in before}) if fits else None
