@@ -181,6 +181,10 @@ class Store:
             return None
         return evidence
 
+    def logs(self, name: str) -> Path:
+        """What runs of a sweep said, a file for each."""
+        return self.sweep(name) / "logs"
+
     def write_sweep(self, name: str, file: str, value: Any) -> None:
         _write_json(self.sweep(name) / file, value)
 
