@@ -413,6 +413,18 @@ def export(spec: str, folder: Path, best: bool, key: str | None, times: int, ove
 
 
 @_sweep_command
+@click.option("--host", default="127.0.0.1", show_default=True, help="Who may connect: this machine, or 0.0.0.0 for all that reach it.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+def dashboard(spec: str, storage: str, host: str, port: int) -> None:
+    """Serve the report of SPEC, made anew as stages publish."""
+    from ee_ray.dashboard import serve
+    from ee_ray.sweep import open_sweep
+
+    _catch()
+    serve(open_sweep(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
+
+
+@_sweep_command
 @_json
 def verify(spec: str, storage: str, as_json: bool) -> None:
     """Re-hash what SPEC stands on and re-derive its summary; list every mismatch."""

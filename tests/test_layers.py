@@ -20,7 +20,7 @@ LAYERS = [
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
     "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
-    "verify", "progress", "log", "launch", "api", "cli",
+    "verify", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip
 
 
