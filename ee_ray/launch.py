@@ -15,7 +15,7 @@ from ee_ray.errors import UserError
 from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.log import Log
 from ee_ray.progress import noting, watching
-from ee_ray.sweep import Sweep
+from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
 
 
@@ -51,6 +51,7 @@ def train(
     prepare(sweep, log)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
+    register(sweep)
     if not ledger.decision.outstanding:
         log.say(f"{sweep.spec.name}: everything is published, nothing to train")
         return ledger, None

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 LAYERS = [
     "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
-    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board",
+    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease",
     "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
-    "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
+    "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
     "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page",
