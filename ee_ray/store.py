@@ -209,6 +209,10 @@ class Store:
             return None
         return evidence
 
+    def logs(self, name: str) -> Path:
+        """What runs of a sweep said, a file for each."""
+        return self.sweep(name) / "logs"
+
     def journal(self, sweep: str, **event: Any) -> None:
         """Add a line to a sweep's journal: who began or published which stage, where, and when by that host's clock."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
