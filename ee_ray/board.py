@@ -7,11 +7,12 @@ without getting further than before. A stage that another run trains is put off,
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ee_ray.identity import Stage
+from ee_ray.identity import Kind, Stage
 
 ATTEMPTS = 3
 PUT_OFF_SECONDS = 1.0
@@ -161,9 +162,11 @@ class Board:
     def snapshot(self) -> dict[str, Any]:
         """Counts, what runs where, and tokens trained since the start: what the progress display shows."""
         running = [e for e in self._entries.values() if e.state == "running"]
-        states = [e.state for e in self._entries.values()]
+        counts = Counter((e.order.stage.kind, e.state) for e in self._entries.values())
+        kinds = {kind: {state: counts[kind, state] for state in get_args(State)} for kind in get_args(Kind)}
         return {
-            "counts": {state: states.count(state) for state in ("waiting", "running", "done", "failed")},
+            "counts": {state: sum(of[state] for of in kinds.values()) for state in get_args(State)},
+            "kinds": kinds,
             "running": [(e.slot, e.order.stage.kind, e.order.stage.key, e.tokens, e.order.stage.identity.tokens) for e in running],
             "tokens": self._trained_tokens + sum(e.tokens for e in running),
             "tokens_left": sum(e.order.stage.identity.tokens - e.tokens for e in self._entries.values() if e.state in ("waiting", "running")),

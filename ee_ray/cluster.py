@@ -31,8 +31,8 @@ Resources = Mapping[str, float]
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at `address`, or to one that lives as long as the block.
+def connected(address: str | None) -> Iterator[str | None]:
+    """A connection to the cluster at `address`, or to one that lives as long as the block; gives Ray's dashboard, if it has one.
 
     Raises:
         UserError: no cluster answers at `address`.
@@ -40,7 +40,7 @@ def connected(address: str | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             mode = os.environ.get("RAY_AUTH_MODE", "not set")
             raise UserError(
@@ -49,9 +49,9 @@ def connected(address: str | None) -> Iterator[None]:
             ) from None
     else:
         # Nothing large goes through the object store (weights and data go through files): the least that Ray accepts.
-        ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
+        context = ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
 

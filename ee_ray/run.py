@@ -74,7 +74,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
 
     job = _job(sweep)
     search = open_search(job, ledger)
-    with watch(board.snapshot):
+    with watch(lambda: board.snapshot() | search.so_far()):
         search_in_process(job, search, board, work)
     return search.overran
 
@@ -95,7 +95,7 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     job = _job(sweep)
     search = open_search(job, ledger)
     with (
-        watch(lambda: ray.get(board.snapshot.remote())),
+        watch(lambda: ray.get(board.snapshot.remote()) | search.so_far()),
         running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.

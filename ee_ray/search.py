@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from ee_ray.cluster import NAMESPACE, ON_HEAD
 from ee_ray.events import link_runs
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import decide
+from ee_ray.propose import decide, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -89,6 +91,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.started = time.monotonic()
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.decision = ledger.decision
+        self._names: dict[str, str] = {}
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
@@ -140,6 +143,24 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         if limits.max_gpu_hours and sum(self.gpu_seconds.values()) / 3600 >= limits.max_gpu_hours:
             return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
         return None
+
+    def so_far(self) -> dict[str, Any]:
+        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
+        ladder, results = self.spec.search.ladder, dict(self.results)
+        for point in list(self.running.values()):
+            for key in distinct([self.job.trial(self.parameters(point))]):
+                self._names.setdefault(key, f"lambda {point.level / ladder:g}, seed {point.seed}")
+        best = min(
+            ((loss, point) for point, loss in results.items() if loss is not None), key=itemgetter(0), default=None
+        )
+        optimum = estimate(self.spec, results)
+        return {
+            "names": self._names,
+            "best": {"loss": best[0], "lambda": best[1].level / ladder, "seed": best[1].seed} if best else None,
+            "optimum": {"lambda": optimum.lambda_star, "ci95": optimum.ci95, "verdict": optimum.verdict}
+            if optimum
+            else None,
+        }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.ends():
@@ -227,6 +248,7 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
 def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
+    name = partial(_trial_name, job.spec.search.ladder)
     tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
@@ -234,8 +256,8 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
             num_samples=job.spec.search.max_trials,
             max_concurrent_trials=concurrency,
             reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_name_creator=name,
+            trial_dirname_creator=name,
         ),
         run_config=tune.RunConfig(
             name=folder.name,
@@ -246,9 +268,10 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
     ).fit()
 
 
-def _trial_name(trial: Any) -> str:
+def _trial_name(ladder: int, trial: Any) -> str:
+    """What Ray's dashboard and folders call a trial: people know it by lambda and seed."""
     choice = f"-choice{trial.config['choice']:02d}" if "choice" in trial.config else ""
-    return f"level{trial.config['level']:02d}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
+    return f"lambda{trial.config['level'] / ladder:.4g}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:

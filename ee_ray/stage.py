@@ -178,9 +178,8 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     if not all(map(math.isfinite, losses.values())):
         raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
     seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}
-    published = False
+    published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds)
     if world.rank == 0:
-        published = publish(store, order, plain, moments, world, at, losses, seconds)
         store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if world.size > 1:
         dist.barrier()

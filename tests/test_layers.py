@@ -17,9 +17,10 @@ LAYERS = [
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page",
+    "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
+    "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
-    "verify", "progress", "log", "launch", "api", "cli",
+    "verify", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip
 
 

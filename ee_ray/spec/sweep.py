@@ -13,7 +13,7 @@ from ee_ray.spec.data import Data
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
-from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Strict
+from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Steps, Strict
 from ee_ray.spec.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "posttrain", "finetune")
@@ -30,9 +30,11 @@ class Execution(Strict):
     """Where and how fast, never what: no field here can change a key."""
 
     workers: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = 1
-    """processes of one stage; as a range [fewest, most], as many as the cluster has room for, as nodes come and go"""
+    """how many share a stage, and divide its batches: a number, or a range [fewest, most] of which as many work as the
+    cluster has room for, more or fewer as nodes come and go"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """each worker has the whole model (ddp), or a part of weights, gradients and optimizer (fsdp), where it would not fit"""
+    """each worker with the whole model (ddp), or with a part of weights, gradients and optimizer (fsdp: FSDP2), for models
+    that do not fit otherwise"""
     cpus_per_worker: Positive = 1
     """CPUs, and threads, of each worker"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -43,8 +45,8 @@ class Execution(Strict):
     """of one forward pass; without it as many as a worker's share of the batch"""
     checkpoint_seconds: Seconds = 300.0
     """how often a stage's state is saved: what a crash can cost"""
-    checkpoint_steps: Positive | None = None
-    """save it every so many steps as well"""
+    checkpoint_steps: Steps | None = None
+    """if given, also after every so many steps"""
 
     @field_validator("workers")
     @classmethod
