@@ -14,6 +14,7 @@ from ee_ray.errors import UserError
 from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.log import Log
 from ee_ray.progress import watching
+from ee_ray.propose import beyond_budget
 from ee_ray.sweep import Sweep
 from ee_ray.sweep import prepare as prepare_data
 
@@ -49,6 +50,8 @@ def train(
         raise UserError("--address and --local exclude each other")
     prepare(sweep, log)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
+        raise UserError(f"{sweep.path}: {problem}")
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
     if not ledger.decision.outstanding:
         log.say(f"{sweep.spec.name}: everything is published, nothing to train")

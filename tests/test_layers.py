@@ -10,16 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
+    "errors", "fold", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board",
     "model", "interventions", "resume", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page",
+    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
-    "verify", "progress", "log", "launch", "api", "cli",
+    "verify", "measure", "progress", "log", "launch", "api", "cli",
 ]  # fmt: skip
 
 
