@@ -463,6 +463,19 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
+@_json
+def gc(storage: str, delete: bool, as_json: bool) -> None:
+    """Say what of the store no sweep needs, and how large it is."""
+    from ee_ray.gc import clear, gc_text
+    from ee_ray.store import Store
+
+    found = clear(Store(storage), delete)
+    click.echo(json.dumps(found, indent=1) if as_json else gc_text(found))
+
+
+@main.command()
 @click.argument("keys", nargs=-1, required=True)
 @_storage
 @_json

@@ -15,7 +15,7 @@ from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.log import Log
 from ee_ray.progress import watching
 from ee_ray.propose import beyond_budget
-from ee_ray.sweep import Sweep
+from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
 
 
@@ -53,6 +53,7 @@ def train(
     if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
         raise UserError(f"{sweep.path}: {problem}")
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
+    register(sweep)
     if not ledger.decision.outstanding:
         log.say(f"{sweep.spec.name}: everything is published, nothing to train")
         return ledger, None

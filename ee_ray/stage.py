@@ -59,7 +59,7 @@ def batches_of(pools: list[Packed], stage: StageIdentity) -> Batches:
     return Batches(schedule(runs), gather, counted)
 
 
-def load_model(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.PreTrainedModel:
+def load_model(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
     """The model that a stage starts from: fresh, a checkpoint's, or its parent's."""
     fields = dict(stage.model)
     fingerprint = fields.pop("checkpoint", None)
@@ -69,7 +69,7 @@ def load_model(store: Store, stage: StageIdentity, vocab_size: int) -> transform
         return load_checkpoint(folder, config)
     model = build_model(config, stage.seed)
     if stage.parent:
-        load_weights(model, store.weights(stage.parent))
+        load_weights(model, store.weights_checked(stage.parent) if checks else store.weights(stage.parent))
     return model
 
 
@@ -115,12 +115,15 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
-    model = load_model(store, stage, pools[0].vocab_size)
+    model = load_model(store, stage, pools[0].vocab_size, checks=world.rank == 0)
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
     batches = batches_of(pools, stage)
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
+        if world.rank == 0:
+            resumed = keeper.saved[1]["step"] if keeper.saved else 0
+            store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
         validation = _validation(store, stage, trained, world)
         at, optim = train(trained, batches, stage, world, order.micro_batch, report, validation, keeper)
@@ -140,6 +143,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
             parquet.write_table(pa.table(asdict(at.curve)), draft / METRICS)
             record = _record(order, plain, world, at, losses, seconds)
             published = store.publish(order.stage.key, draft, record)
+            store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if dist.is_initialized() and world.size > 1:
         dist.barrier()
     return published

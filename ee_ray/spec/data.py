@@ -14,6 +14,8 @@ _PAIR = ("prompt", "completion", "template")
 
 def _is_source(text: str) -> str:
     kind, _, rest = text.partition(":")
+    if "://" in rest and "@" in rest.partition("://")[2].partition("/")[0]:
+        raise ValueError("holds a name or a password: sweep files are copied into stores and reports; credentials belong in the environment")  # fmt: skip
     if kind not in ("builtin", "file", "hf") or not rest:
         raise ValueError(
             f"must be builtin:web|music|chemistry|instructions, file:PATH (here, s3:// or gs://; * matches names) "
