@@ -11,7 +11,8 @@ from ee_ray.ledger import Ledger
 from ee_ray.plan import distinct
 from ee_ray.stage import batches_of, load_model
 from ee_ray.sweep import Sweep
-from ee_ray.train import World, train
+from ee_ray.train import train
+from ee_ray.world import World
 
 
 class _Enough(Exception):

@@ -128,7 +128,7 @@ def beyond_budget(spec: SweepSpec, prices: Prices) -> str | None:
 
 
 def _tokens(batch: list[Point], before: list[Point], prices: Prices) -> int:
-    return sum(prices(point, before + batch[:i]) for i, point in enumerate(batch))
+    return prices.together(batch, before)
 
 
 def _within_budget(

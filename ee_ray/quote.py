@@ -27,7 +27,7 @@ def _rate(
 ) -> tuple[float | None, str]:
     """Tokens per second of one slot, and where the figure comes from."""
     if measured_now:
-        return measured_now * sweep.spec.execution.workers, "measured now, on this machine"
+        return measured_now * sweep.spec.execution.most_workers, "measured now, on this machine"
     measured = [record["tokens_per_s"] for record in ledger.records.values() if record["kind"] == "pretrain"]
     if measured:
         return sum(measured) / len(measured), "measured in this store"
@@ -39,7 +39,7 @@ def _rate(
         source = f"assumed: {GPU_SHARE:.0%} of the peak of {execution.gpu}"
     else:
         flops, source = CPU_FLOPS * execution.cpus_per_worker, f"assumed: {CPU_FLOPS / 1e9:g} GFLOP/s a CPU core"
-    return flops * execution.workers / flops_per_token, source
+    return flops * execution.most_workers / flops_per_token, source
 
 
 def _flops_per_token(sweep: Sweep, params: int | None) -> int | None:
@@ -134,7 +134,7 @@ def _price(
 ) -> dict[str, float] | None:
     """What the GPU-hours cost: of the trials that are certain, and at most with those of later rounds. None without a
     price, a known rate, or GPUs."""
-    gpus = sweep.spec.execution.workers * sweep.spec.execution.gpus_per_worker
+    gpus = sweep.spec.execution.most_workers * sweep.spec.execution.gpus_per_worker
     if price is None or gpu_hours is None or not rate or not gpus:
         return None
     most = gpu_hours + later / rate * gpus / 3600
@@ -195,7 +195,7 @@ def _tokens(stages: dict[str, Stage], had: set[str], trialwise: int) -> dict[str
 
 def _slots(sweep: Sweep) -> int:
     execution = sweep.spec.execution
-    here = (os.cpu_count() or 1) // (execution.workers * execution.cpus_per_worker)
+    here = (os.cpu_count() or 1) // (execution.most_workers * execution.cpus_per_worker)
     return 1 if execution.gpus_per_worker else max(1, here)
 
 
@@ -206,7 +206,7 @@ def _cost(
     missing = [stage.identity for key, stage in stages.items() if key not in had]
     execution = sweep.spec.execution
     seconds = sum(stage.tokens for stage in missing) / rate / _slots(sweep) if rate else None
-    gpus = execution.workers * execution.gpus_per_worker
+    gpus = execution.most_workers * execution.gpus_per_worker
     copies = sum(3 if stage.is_continued else 1 for stage in missing)
     return {
         "disk_bytes": 4 * params * copies + FILES_BYTES * len(missing) if params else None,
