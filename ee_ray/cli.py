@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 
 from ee_ray.errors import UserError
+from ee_ray.fold import fold
 
 FAILED, INTERRUPTED = 3, 130
 REPORTS = Path("reports")
@@ -30,10 +31,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             for problem in error.problems:
-                click.echo(f"error: {problem}", err=True)
+                click.echo(fold(f"error: {problem}"), err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("interrupted; everything published is kept, the same command continues", err=True)
+            click.echo(fold("interrupted; everything published is kept, the same command continues"), err=True)
             sys.stdout.flush()
             # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
             os._exit(INTERRUPTED)
@@ -65,30 +66,52 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scr
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(fold(f"warning: {warning}"), err=True)
 
 
 @main.command()
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=_specs)
+@click.option("--price-per-gpu-hour", "price", type=click.FloatRange(min=0, min_open=True), help="Say what it costs, in any currency.")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Train the model of each SPEC for ten seconds, to know the time.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Draw the tree of stages into this file.")
 @_storage
 @_json
-def plan(specs: tuple[str, ...], storage: str, as_json: bool) -> None:
+def plan(specs: tuple[str, ...], price: float | None, measure: bool, html: Path | None, storage: str, as_json: bool) -> None:  # fmt: skip
     """Say what SPEC will train and cost, or several that share a store; train nothing."""
     from ee_ray.quote import quote, together
     from ee_ray.sweep import open_sweep, prepare_if_quick
 
     sweeps = [open_sweep(spec, storage) for spec in specs]
-    quotations = [quote(sweep, prepare_if_quick(sweep)) for sweep in sweeps]
+    warnings = [prepare_if_quick(sweep) for sweep in sweeps]
+    rates = [_measured(sweep) if measure else None for sweep in sweeps]
+    quotations = [quote(*given, price) for given in zip(sweeps, warnings, rates, strict=True)]
     found = together(sweeps, quotations) if len(sweeps) > 1 else None
+    if html:
+        from ee_ray.report.plan_page import write_plan
+
+        write_plan(quotations, html)
     if as_json:
         several = {"schema": 1, "sweeps": quotations, "together": found}
         click.echo(json.dumps(several if found else quotations[0], indent=1))
         return
     for quotation in quotations:
         _warn(quotation["warnings"])
-        click.echo(_plan_text(quotation) + "\n" * bool(found))
+        click.echo(fold(_plan_text(quotation), 18) + "\n" * bool(found))
     if found:
-        click.echo(_together_text(found))
+        click.echo(fold(_together_text(found), 18))
+    if html:
+        click.echo(f"picture           {html}")
+
+
+MEASURED_SECONDS = 10.0
+
+
+def _measured(sweep: Any) -> float:
+    from ee_ray.ledger import read_ledger
+
+    tokens_per_second = import_module("ee_ray.measure").tokens_per_second  # torch takes seconds to import
+    rate: float = tokens_per_second(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), MEASURED_SECONDS)
+    return rate
 
 
 def _together_text(found: dict[str, Any]) -> str:
@@ -130,6 +153,8 @@ def _plan_text(quotation: dict[str, Any]) -> str:
     if quotation["time_s"] is not None:
         lines.append(f"time              {quotation['time_s'] / 60:,.1f} min of training at {rate['value']:,} tokens/s on {rate['slots']} slots ({rate['source']})")  # fmt: skip
         lines.append(f"GPU-hours         {quotation['gpu_hours']:,.4g}")
+        if price := quotation["price"]:
+            lines.append(f"price             {price['certain']:,.2f}, at most {price['at_most']:,.2f} with later rounds, at {price['per_gpu_hour']:g} a GPU-hour")  # fmt: skip
     else:
         lines.append(f"time              {rate['source']}")
     lines.append(f"in short          {in_short(quotation)}")
@@ -208,13 +233,19 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _finish(sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None) -> None:
-    """Write the report, tell the verdict, and exit 3 if stages failed."""
+def _finish(
+    sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False
+) -> None:
+    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
     summary = write_report(sweep, ledger, folder).summary
+    if as_json:
+        click.echo(
+            json.dumps(summary | {"verdict": verdict_sentence(summary), "page": str(folder / "index.html")}, indent=1)
+        )
     log.tell(verdict_sentence(summary))
     log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
@@ -256,7 +287,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
     found = precision(sweep, ledger)
-    click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
+    click.echo(json.dumps(found, indent=1) if as_json else fold(precision_text(found)))
     if ledger.failures:
         sys.exit(FAILED)
 
@@ -290,8 +321,8 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
     for sweep, size, optimum in zip(sweeps, sizes, optima, strict=True):
         assert optimum
         low, high = optimum.ci95
-        click.echo(f"{sweep.spec.name:<30}{size:>16,} tokens   lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}")  # fmt: skip
-    click.echo(f"{'predicted':<30}{tokens:>16,} tokens   lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
+        click.echo(fold(f"{sweep.spec.name:<20}{size:>14,} tokens  lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}"))  # fmt: skip
+    click.echo(f"{'predicted':<20}{tokens:>14,} tokens  lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
     click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of D_post")  # fmt: skip
 
 
@@ -335,7 +366,7 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         state = _state(ledger)
-        click.echo(json.dumps(state) if as_json else _status_text(sweep.spec.name, sweep.store.root, state))
+        click.echo(json.dumps(state) if as_json else fold(_status_text(sweep.spec.name, sweep.store.root, state)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)
@@ -368,14 +399,16 @@ def _status_text(name: str, store: Path, state: dict[str, Any]) -> str:
 
 
 @_sweep_command
-def report(spec: str, storage: str) -> None:
+@_json
+def report(spec: str, storage: str, as_json: bool) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
-    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), Log())
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json)
 
 
 @main.command()
@@ -408,8 +441,8 @@ def export(spec: str, folder: Path, best: bool, key: str | None, times: int, ove
         told = {"schema": 1, "key": chosen.key, "folder": str(folder), "files": names, "how": chosen.how}
         click.echo(json.dumps(told, indent=1))
         return
-    click.echo(f"{chosen.key} is in {folder}: {', '.join(names)}")
-    click.echo(chosen.how)
+    click.echo(fold(f"{chosen.key} is in {folder}: {', '.join(names)}"))
+    click.echo(fold(chosen.how, 0))
 
 
 @_sweep_command
@@ -436,7 +469,7 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "checked": checked, "problems": problems}, indent=1))
     else:
-        click.echo("\n".join([*problems, f"{checked} items checked, {len(problems)} problems"]))
+        click.echo(fold("\n".join([*problems, f"{checked} items checked, {len(problems)} problems"])))
     if problems:
         sys.exit(1)
 
@@ -475,9 +508,21 @@ def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
         click.echo(json.dumps([{"field": field, "a": a, "b": b} for field, a, b in rows], indent=1))
         return
     for field, a, b in rows:
-        click.echo(f"{field}: {a!r} -> {b!r}")
+        click.echo(fold(f"{field}: {a!r} -> {b!r}"))
     if not rows:
         click.echo("the same stage")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes TAB complete commands, options and sweep files.
+
+    For bash: eval "$(ee-ray completion bash)" in ~/.bashrc.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "ee-ray", "_EE_RAY_COMPLETE").source())
 
 
 @main.command()

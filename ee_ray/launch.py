@@ -15,6 +15,7 @@ from ee_ray.errors import UserError
 from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.log import Log
 from ee_ray.progress import noting, watching
+from ee_ray.propose import beyond_budget
 from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
 
@@ -50,6 +51,8 @@ def train(
         raise UserError("--address and --local exclude each other")
     prepare(sweep, log)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
+        raise UserError(f"{sweep.path}: {problem}")
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
     register(sweep)
     if not ledger.decision.outstanding:

@@ -12,6 +12,7 @@ from typing import TextIO
 from rich.console import Console
 
 from ee_ray.errors import UserError
+from ee_ray.fold import fold
 
 
 class Log:
@@ -23,18 +24,18 @@ class Log:
 
     def say(self, text: str) -> None:
         """On the way, to stderr."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(fold(text), markup=False, highlight=False, soft_wrap=True)
         self.keep(text)
 
     def tell(self, text: str) -> None:
         """A result, to stdout."""
         if not self.quiet:
-            print(text, flush=True)
+            print(fold(text), flush=True)
         self.keep(text)
 
     def alarm(self, text: str) -> None:
         """What went wrong, to stderr, quiet or not."""
-        print(text, file=sys.stderr, flush=True)
+        print(fold(text), file=sys.stderr, flush=True)
         self.keep(text)
 
     def keep(self, text: str) -> None:

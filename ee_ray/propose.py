@@ -119,6 +119,14 @@ def decide(
             return Decision([], visited, reason, rounds)
 
 
+def beyond_budget(spec: SweepSpec, prices: Prices) -> str | None:
+    """Why `max_tokens` cannot be kept to, if it cannot: the anchors alone, which every answer needs, would exceed it."""
+    need, most = _tokens(anchors(spec), [], prices), spec.search.max_tokens
+    if most is None or need <= most:
+        return None
+    return f"search.max_tokens {most:,} is less than the {need:,} tokens that the anchors train: raise it, or ask for fewer anchors, seeds or tokens"
+
+
 def _tokens(batch: list[Point], before: list[Point], prices: Prices) -> int:
     return prices.together(batch, before)
 

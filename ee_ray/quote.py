@@ -10,6 +10,7 @@ from ee_ray.devices import PEAK_FLOPS, training_flops
 from ee_ray.identity import Stage
 from ee_ray.ledger import Ledger, read_ledger
 from ee_ray.plan import Point, build_trial, distinct, parameters, trialwise_tokens
+from ee_ray.propose import beyond_budget
 from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
 
@@ -21,8 +22,12 @@ FILES_BYTES = 30_000  # curve, record and headers of one stage
 VOCABULARY = 49_152  # SmolLM2's, assumed until the tokenizer has been fetched or trained
 
 
-def _rate(sweep: Sweep, ledger: Ledger, flops_per_token: int | None) -> tuple[float | None, str]:
+def _rate(
+    sweep: Sweep, ledger: Ledger, flops_per_token: int | None, measured_now: float | None
+) -> tuple[float | None, str]:
     """Tokens per second of one slot, and where the figure comes from."""
+    if measured_now:
+        return measured_now * sweep.spec.execution.most_workers, "measured now, on this machine"
     measured = [record["tokens_per_s"] for record in ledger.records.values() if record["kind"] == "pretrain"]
     if measured:
         return sum(measured) / len(measured), "measured in this store"
@@ -65,6 +70,8 @@ def _stages(ledger: Ledger) -> list[dict[str, Any]]:
             "key": key,
             "kind": stage.kind,
             "parent": stage.parent,
+            "seed": stage.identity.seed,
+            "learning_rate": stage.identity.learning_rate,
             "tokens": stage.identity.tokens,
             "steps": stage.identity.steps,
             "warmup_steps": stage.identity.warmup_steps,
@@ -75,12 +82,16 @@ def _stages(ledger: Ledger) -> list[dict[str, Any]]:
     ]
 
 
-def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
+def quote(
+    sweep: Sweep, warnings: list[str], measured: float | None = None, price: float | None = None
+) -> dict[str, Any]:
     """The plan as JSON, schema 1.
 
     `stages` and `tokens` count the trials that are certain: those the search has asked for so far. Later rounds
     depend on results; `search.trials_at_most` bounds them and `tokens.later_at_most` prices them. Where stage 2 stops
     early, its tokens are the most that it may train.
+
+    measured: tokens per second of one worker, where that was measured.  price: of a GPU-hour, in any currency.
     """
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     stages = distinct(ledger.trials)
@@ -91,7 +102,8 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
     room = max(search.max_tokens - total, 0) if search.max_tokens else later * dearest
     vocabulary = sweep.vocab_size() or VOCABULARY
     params = parameters(sweep.spec.model_config_fields, vocabulary)
-    rate, rate_source = _rate(sweep, ledger, _flops_per_token(sweep, params))
+    rate, rate_source = _rate(sweep, ledger, _flops_per_token(sweep, params), measured)
+    cost = _cost(sweep, stages, set(ledger.records), params, rate)
     return {
         "schema": 1,
         "sweep": sweep.spec.name,
@@ -110,10 +122,28 @@ def quote(sweep: Sweep, warnings: list[str]) -> dict[str, Any]:
         },
         "epochs": epochs(sweep),
         "parameters": params,
-        **_cost(sweep, stages, set(ledger.records), params, rate),
+        **cost,
+        "price": _price(sweep, cost["gpu_hours"], min(later * dearest, room), rate, price),
         "tokens_per_s": {"value": round(rate) if rate else None, "source": rate_source, "slots": _slots(sweep)},
-        "warnings": warnings,
+        "warnings": warnings + _over_budget(sweep, ledger),
     }
+
+
+def _price(
+    sweep: Sweep, gpu_hours: float | None, later: int, rate: float | None, price: float | None
+) -> dict[str, float] | None:
+    """What the GPU-hours cost: of the trials that are certain, and at most with those of later rounds. None without a
+    price, a known rate, or GPUs."""
+    gpus = sweep.spec.execution.most_workers * sweep.spec.execution.gpus_per_worker
+    if price is None or gpu_hours is None or not rate or not gpus:
+        return None
+    most = gpu_hours + later / rate * gpus / 3600
+    return {"per_gpu_hour": price, "certain": round(gpu_hours * price, 2), "at_most": round(most * price, 2)}
+
+
+def _over_budget(sweep: Sweep, ledger: Ledger) -> list[str]:
+    problem = beyond_budget(sweep.spec, ledger.prices)
+    return [problem] if problem else []
 
 
 def in_short(quotation: dict[str, Any]) -> str:

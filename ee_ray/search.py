@@ -90,6 +90,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.overran: str | None = None
         self.started = time.monotonic()
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
+        self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
         self.decision = ledger.decision
         self._names: dict[str, str] = {}
         self.space: dict[str, BaseDistribution] = {
@@ -140,9 +141,26 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         limits, hours = self.spec.search, (time.monotonic() - self.started) / 3600
         if limits.max_hours and hours >= limits.max_hours:
             return f"max_hours {limits.max_hours:g} of this command are spent"
-        if limits.max_gpu_hours and sum(self.gpu_seconds.values()) / 3600 >= limits.max_gpu_hours:
-            return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
+        if limits.max_gpu_hours:
+            spent = sum(self.gpu_seconds.values())
+            if spent / 3600 >= limits.max_gpu_hours:
+                return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
+            if (spent + self.expected()) / 3600 > limits.max_gpu_hours:
+                return f"max_gpu_hours {limits.max_gpu_hours:g} do not allow another run: {spent / 3600:.3g} are spent"
         return None
+
+    def expected(self) -> float:
+        """GPU time that the runs under way and the next one will take, seconds, by what a token has taken so far; 0 while
+        nothing has been measured."""
+        measured = {key: seconds for key, seconds in self.gpu_seconds.items() if seconds}
+        if not measured:
+            return 0.0
+        stages: dict[str, int] = {}
+        for point in [*self.running.values(), *self.queue()[:1]]:
+            stages |= self.prices.stages(point)
+        tokens = sum(count for key, count in stages.items() if key not in self.gpu_seconds)
+        per_token: float = sum(measured.values()) / sum(self.tokens[key] for key in measured)
+        return tokens * per_token
 
     def so_far(self) -> dict[str, Any]:
         """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
@@ -188,6 +206,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         for key in distinct([trial]):
             if record := self.store.record(key):
                 self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
+                self.tokens[key] = record["tokens"]
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
         note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)

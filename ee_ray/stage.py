@@ -42,7 +42,7 @@ def _open(store: Store, fingerprint: str) -> Packed:
     return packed
 
 
-def _batches(pools: list[Packed], stage: StageIdentity) -> Batches:
+def batches_of(pools: list[Packed], stage: StageIdentity) -> Batches:
     """The stage's schedule over its pools; rows of it are (part, window)."""
     parts = zip(pools, stage.parts, strict=True)
     runs = [Run(pool.train_windows, part.start, part.stop, part.order_seed, part.passes) for pool, part in parts]
@@ -61,7 +61,8 @@ def _batches(pools: list[Packed], stage: StageIdentity) -> Batches:
     return Batches(schedule(runs), gather, counted)
 
 
-def _load(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
+def load_model(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
+    """The model that a stage starts from: fresh, a checkpoint's, or its parent's."""
     fields = dict(stage.model)
     fingerprint = fields.pop("checkpoint", None)
     folder = store.model(fingerprint) if fingerprint else None
@@ -141,7 +142,7 @@ def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: Wo
     """The plain model, whole on every worker."""
     if not world.is_sharded:
         return merged(trained)
-    again = adapt(_load(store, stage, vocab_size, checks=False), stage.dropout, stage.lora)
+    again = adapt(load_model(store, stage, vocab_size, checks=False), stage.dropout, stage.lora)
     set_weights(again, weights_of(trained))
     return merged(again).to(world.device)
 
@@ -155,10 +156,10 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
-    model = _load(store, stage, pools[0].vocab_size, checks=world.rank == 0)
+    model = load_model(store, stage, pools[0].vocab_size, checks=world.rank == 0)
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
-    batches = _batches(pools, stage)
+    batches = batches_of(pools, stage)
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
         if world.rank == 0:

@@ -44,7 +44,7 @@ def test_the_gap_is_that_of_the_two_ledgers_and_unequal_numbers_are_told(pair):
     assert told["unequal"] and expected.unequal
     assert told["gap"]["value"] == pytest.approx(expected.plain.mean, abs=1e-5)
     assert told["gap_at_equal_trials"]["value"] == pytest.approx(expected.matched.mean, abs=1e-5)
-    assert "trials are unequal" in pair.ee_ray("compare", "tiny.yaml", "slower.yaml").stdout
+    assert "unequal numbers of trials" in pair.ee_ray("compare", "tiny.yaml", "slower.yaml").stdout
 
 
 def test_the_page_draws_both_and_opens_without_a_network(pair):

@@ -165,5 +165,6 @@ def _gap_lines(gap: dict[str, Any]) -> list[str]:
     numbers = gap["trials"]
     lines = [f"{gap['letter']}  {_within(gap['gap'])}, {gap['gap']['seeds']} seeds; {numbers[gap['letter']]} trials against {numbers['a']}"]  # fmt: skip
     if gap["unequal"]:
-        lines.append(f"   trials are unequal, which favours the larger; with as many of each {_within(gap['gap_at_equal_trials'])}")  # fmt: skip
+        lines.append("   unequal numbers of trials favour the larger: with as many of each")
+        lines.append(f"   {_within(gap['gap_at_equal_trials'])}")
     return lines

@@ -93,7 +93,7 @@ def _section(title: str, part: dict[str, Any]) -> str:
     lines = [f"## {title}", "", part["description"], "", "| field | type | default | unit | what it is |", "|---|---|---|---|---|"]  # fmt: skip
     for name, field in properties.items():
         unit = next((branch["unit"] for branch in _branches(field) if "unit" in branch), "")
-        cells = (f"`{name}`", _type(field) + _range(field), _default(field, name in required), unit, field["description"])  # fmt: skip
+        cells = (f"`{name}`", _type(field) + _range(field), _default(field, name in required), unit, " ".join(field["description"].split()))  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

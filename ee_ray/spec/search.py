@@ -38,11 +38,11 @@ class Search(Strict):
     max_trials: Positive = 40
     """budget of runs, anchors included"""
     max_tokens: Tokens | None = None
-    """budget of tokens to train, what the store held before not counted"""
+    """budget of tokens to train, what the store held before not counted; it is never exceeded"""
     max_hours: Hours | None = None
     """budget of one command's wall time; runs that have begun are finished"""
     max_gpu_hours: GpuHours | None = None
-    """budget of GPU time; runs that have begun are finished"""
+    """budget of GPU time: no run begins that would exceed it, by what a token has taken so far; the first ones are not known"""
     ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
     """the search ends when the 95% interval of lambda* is no wider"""
     choices: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
