@@ -19,7 +19,8 @@ import pandas as pd
 from rich.progress import track
 from truths import LADDER, NOISES, PRACTICAL, TRUTHS, Lab
 
-from ee_ray.curve import DRAWS, _every_kernel
+from ee_ray.curve import DRAWS
+from ee_ray.kernels import every_kernel
 from ee_ray.optimum import _shortest, locate
 
 DESIGN = list(product((0, 4, 8, 12, 16), (0, 1, 2)))
@@ -59,7 +60,7 @@ def _oracle_posterior(truth, noise):
         y = y - y.mean()
         scale = max(float(np.std(y)), 1e-4)
         best, best_score = None, -np.inf
-        for (covariance, _), times in product(_every_kernel(grid), (0.5, 1, 2, 4)):
+        for (covariance, _), times in product(every_kernel(grid), (0.5, 1, 2, 4)):
             K = (times * scale) ** 2 * covariance
             small = K[np.ix_(fine, fine)] + (0.02 * scale) ** 2 * np.eye(len(fine))
             score = -0.5 * y[fine] @ np.linalg.solve(small, y[fine]) - 0.5 * np.linalg.slogdet(small)[1]

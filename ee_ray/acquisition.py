@@ -1,12 +1,13 @@
 """What the next runs would teach, per token: the expected information about the best level, by simulation.
 
 For each candidate run the posterior's own curves say which loss it might return and how that loss would change their
-weights. What is gained is the expected fall in entropy of three answers: which level of the ladder is best, and whether
-the best level beats lambda = 0 and lambda = 1. Dividing by the tokens that must truly be trained makes a run whose
+weights. What is gained is the expected fall in entropy of the answers: which level of the ladder is best, whether the
+best level beats lambda = 0 and lambda = 1, and, among several choices, whether another's best beats the leading one's.
+Dividing by the tokens that must truly be trained makes a run whose
 pretraining is already there cheap, as it is.
 
 A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once. That
-the same (level, seed) cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
+the same run cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
 
 Source: Hennig and Schuler, Entropy Search for Information-Efficient Global Optimization, JMLR 13, 2012; the particles
 of the posterior stand in for its approximations.
@@ -18,21 +19,22 @@ from itertools import combinations
 
 import numpy as np
 
-from ee_ray.curve import NOISES, Array, Curve, noise_covariance
+from ee_ray.curve import NOISES, Curve, noise_covariance
+from ee_ray.kernels import Array
 
 PARTICLES = 500  # curves that are weighed
 FANTASIES = 32  # losses that each candidate might return
 SAME_GAIN = 9  # decimals of the largest gain: closer candidates are equal, and the first of them is taken
 PAIRED_LEVELS = 17  # of a new seed: 136 pairs; a ladder of 256 would make 32,896, and a choice of 23 s
 
-Run = tuple[int, int]  # level of the ladder, seed
+Run = tuple[int, int]  # place, seed; place = choice * (levels of the ladder) + level
 
 
 @dataclass
 class _History:
-    """What one seed has shown: its levels, and its losses in every fantasy (FANTASIES, h)."""
+    """What one seed has shown: its places, and its losses in every fantasy (FANTASIES, h)."""
 
-    levels: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     losses: list[Array] = field(default_factory=list)
 
 
@@ -41,46 +43,49 @@ class _Imagined:
 
     def __init__(self, curve: Curve, ladder: Array):
         pick = np.linspace(0, len(curve.draws) - 1, PARTICLES).astype(int)
-        at = curve.at(ladder)
-        self.curves = curve.draws[pick][:, at]
+        at, choices = curve.at(ladder), len(curve.means)
+        every = curve.every[pick][:, :, at]
+        self.curves = every.reshape(PARTICLES, -1)
         self.sigma, self.kind = curve.sigma[pick], curve.kind[pick]
-        self.noise = np.stack([noise_covariance(kind, ladder) for kind in range(len(NOISES))])
+        self.noise = np.stack([noise_covariance(kind, np.tile(ladder, choices)) for kind in range(len(NOISES))])
         self.truth = np.linspace(0, PARTICLES - 1, FANTASIES).astype(int)
         self.log_weight = np.zeros((FANTASIES, PARTICLES))
-        beaten = self.curves[:, [0, -1]] > self.curves[:, [int(curve.mean[at].argmin())]]
-        answers = [np.eye(len(ladder))[self.curves.argmin(axis=1)], beaten, ~beaten]
+        least, lows = every.min(axis=1), every.min(axis=2)
+        beaten = least[:, [0, -1]] > least[:, [int(curve.mean[at].argmin())]]
+        rival = np.delete(lows < lows[:, [curve.leading]], curve.leading, axis=1)
+        answers = [np.eye(len(ladder))[least.argmin(axis=1)], beaten, ~beaten, rival, ~rival]
         self.answers = np.concatenate(answers, axis=1).astype(float)
         self.histories: dict[int, _History] = {}
-        for seed, level, loss in zip(curve.seen["seed"], curve.rungs(ladder), curve.seen["loss"], strict=True):
+        for seed, place, loss in zip(curve.seen["seed"], curve.places(ladder), curve.seen["loss"], strict=True):
             history = self.histories.setdefault(int(seed), _History())
-            history.levels.append(int(level))
+            history.places.append(int(place))
             history.losses.append(np.full(FANTASIES, loss))
 
-    def kriged(self, levels: list[int], level: int) -> tuple[Array, Array]:
+    def kriged(self, places: list[int], place: int) -> tuple[Array, Array]:
         """By kind of noise: weights (N, h) of a seed's residuals in the prediction of its next one, which sum to one
         since the offset is unknown, and the variance (N,) of that prediction for sigma = 1."""
-        covariance = self.noise[:, levels][:, :, levels]
-        precision, cross = np.linalg.inv(covariance), self.noise[:, levels, level]
+        covariance = self.noise[:, places][:, :, places]
+        precision, cross = np.linalg.inv(covariance), self.noise[:, places, place]
         weights = np.einsum("nij,nj->ni", precision, cross)
         ones = precision.sum(axis=1)
         short, total = 1 - weights.sum(axis=1), ones.sum(axis=1)
-        variance = self.noise[:, level, level] - (cross * weights).sum(axis=1) + short**2 / total
+        variance = self.noise[:, place, place] - (cross * weights).sum(axis=1) + short**2 / total
         return weights + ones * (short / total)[:, None], variance
 
     def imagine(self, run: Run, log_weight: Array, history: _History) -> tuple[Array, _History]:
         """Weights after `run`, and its seed's history with the loss that each fantasy gives it."""
-        level, z = run[0], np.random.default_rng([*run]).standard_normal(FANTASIES)
-        if history.levels:
-            weights, variance = self.kriged(history.levels, level)
+        place, z = run[0], np.random.default_rng([*run]).standard_normal(FANTASIES)
+        if history.places:
+            weights, variance = self.kriged(history.places, place)
             of = weights[self.kind]  # (PARTICLES, h)
-            expected = self.curves[:, level] - (of * self.curves[:, history.levels]).sum(axis=1)
+            expected = self.curves[:, place] - (of * self.curves[:, history.places]).sum(axis=1)
             mean = np.stack(history.losses, axis=1) @ of.T + expected
             sd = self.sigma * np.sqrt(variance)[self.kind]
             told = mean[np.arange(FANTASIES), self.truth] + sd[self.truth] * z
             log_weight = log_weight - 0.5 * ((told[:, None] - mean) / sd) ** 2 - np.log(sd)
         else:
-            told = self.curves[self.truth, level] + self.sigma[self.truth] * z
-        return log_weight, _History([*history.levels, level], [*history.losses, told])
+            told = self.curves[self.truth, place] + self.sigma[self.truth] * z
+        return log_weight, _History([*history.places, place], [*history.losses, told])
 
     def after(self, runs: Iterable[Run]) -> tuple[Array, dict[int, _History]]:
         log_weight, histories = self.log_weight, dict(self.histories)
@@ -89,7 +94,7 @@ class _Imagined:
         return log_weight, histories
 
     def doubt(self, log_weight: Array) -> float:
-        """Expected entropy of the three answers, nats."""
+        """Expected entropy of the answers, nats."""
         weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
         weight /= weight.sum(axis=1, keepdims=True)
         chances = weight @ self.answers
@@ -102,7 +107,7 @@ def choose(
     """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
     each choice knows of those before it, not of their losses.
 
-    ladder: the levels of lambda, ascending.  open_runs: (level of the ladder, seed) that may still be trained.
+    ladder: the levels of lambda, ascending.  open_runs: those that may still be trained.
     cost: of a run, above 0, in any unit, such as tokens that it must train.
     """
     imagined = _Imagined(curve, ladder)

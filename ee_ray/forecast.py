@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ee_ray.curve import Array, Curve, noise_covariance
+from ee_ray.curve import Curve, noise_covariance
+from ee_ray.kernels import Array
 from ee_ray.plan import Point, Prices
 from ee_ray.propose import enough, estimate, fitted, next_round
 from ee_ray.spec.sweep import SweepSpec
@@ -38,22 +39,24 @@ class _World:
 
     def __init__(self, curve: Curve, ladder: Array, number: int):
         draw = int((number + 0.5) * len(curve.draws) / FUTURES)
-        self.truth, self.sigma = curve.draws[draw, curve.at(ladder)], float(curve.sigma[draw])
-        self.covariance = noise_covariance(int(curve.kind[draw]), ladder)
+        every = curve.every[draw][:, curve.at(ladder)]
+        self.levels, self.truth, self.sigma = len(ladder), every.ravel(), float(curve.sigma[draw])
+        self.covariance = noise_covariance(int(curve.kind[draw]), np.tile(ladder, len(every)))
         self.number, self.seen = number, curve.seen
-        self.rung = curve.rungs(ladder)
+        self.place = curve.places(ladder)
         self.offsets: dict[int, Array] = {}
 
     def loss(self, point: Point) -> float:
         if point.seed not in self.offsets:
             self.offsets[point.seed] = self._seed(point.seed)
-        return float(self.truth[point.level] + self.offsets[point.seed][point.level])
+        place = point.choice * self.levels + point.level
+        return float(self.truth[place] + self.offsets[point.seed][place])
 
     def _seed(self, seed: int) -> Array:
-        """A seed's offset plus noise at every level, given what it has shown."""
+        """A seed's offset plus noise at every place, given what it has shown."""
         rng, mine = np.random.default_rng([self.number, seed]), (self.seen["seed"] == seed).to_numpy()
         normal, size = rng.standard_normal(len(self.truth) + 1), len(self.truth)
-        at = self.rung[mine]
+        at = self.place[mine]
         if not len(at):
             return np.asarray(self.sigma * np.linalg.cholesky(self.covariance) @ normal[:-1])
         residual = self.seen["loss"].to_numpy(float)[mine] - self.truth[at]

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ee_ray.curve import DRAWS, SAME_LEVEL, Array, Curve, fit
+from ee_ray.curve import DRAWS, SAME_LEVEL, Curve, fit
+from ee_ray.kernels import Array
 
 Verdict = Literal["interior", "boundary_0", "boundary_1", "flat", "undetermined"]
 
@@ -172,13 +173,13 @@ def _verdict(post: Curve, best: int, practical: float) -> Verdict:
 def _curve(post: Curve) -> pd.DataFrame:
     """f plus the mean seed offset. Given f, each offset is its seed's mean residual, to within noise / sqrt(count)."""
     levels, counts = post.seen["lambda"].to_numpy(float), post.seen.groupby("seed")["seed"].transform("size")
+    choice, at = post.at_seen()
     share = 1 / (post.seen["seed"].nunique() * counts.to_numpy(float))  # weights that average over seeds
-    at = post.at(levels)
     error = np.sqrt((post.noise(levels) ** 2) @ share**2) * np.random.default_rng(1).standard_normal(DRAWS)
     loss = post.seen["loss"].to_numpy(float)
-    shift = (loss - post.draws[:, at]) @ share + error
+    shift = (loss - post.every[:, choice, at]) @ share + error
     lo, hi = np.quantile(post.draws + shift[:, None], [0.025, 0.975], axis=0)
-    mean = post.mean + (loss - post.mean[at]) @ share
+    mean = post.mean + (loss - post.means[choice, at]) @ share
     noise = np.median(post.noise(post.grid), axis=0)
     return pd.DataFrame({"lambda": post.grid, "mean": mean, "lo": lo, "hi": hi, "noise_sd": noise})
 
@@ -186,7 +187,7 @@ def _curve(post: Curve) -> pd.DataFrame:
 def _seed_sd(post: Curve) -> float:
     """Method of moments: variance of the seeds' mean residuals, less what the noise in those means explains."""
     levels = post.seen["lambda"].to_numpy(float)
-    residual = post.seen["loss"] - post.mean[post.at(levels)]
+    residual = post.seen["loss"] - post.means[post.at_seen()]
     offsets = residual.groupby(post.seen["seed"]).mean()
     if len(offsets) < 2:
         return float("nan")

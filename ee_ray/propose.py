@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ee_ray.acquisition import choose
-from ee_ray.curve import SAME_LEVEL, Array, Curve, fit
+from ee_ray.choices import alike, effects, first_alike
+from ee_ray.curve import SAME_LEVEL, Curve, fit
 from ee_ray.identity import key_of
+from ee_ray.kernels import Array, Effect
 from ee_ray.optimum import Optimum, locate, summarise
 from ee_ray.plan import Point, Prices
 from ee_ray.spec.sweep import SweepSpec
@@ -53,20 +55,9 @@ def anchors(spec: SweepSpec) -> list[Point]:
 
 
 def leading(spec: SweepSpec, results: Mapping[Point, float | None]) -> int:
-    """The choice whose best anchor has the lowest mean over the anchors' seeds: lambda* is sought there.
-
-    Only the anchors decide, so that what comes later cannot turn the search round. With the noise of few seeds the
-    best of several choices looks better than it is; the interval of lambda* is given this choice, and does not hold
-    the doubt about it.
-    """
-    if len(spec.choices) == 1:
-        return 0
-    found = [(p.choice, p.level, results[p]) for p in anchors(spec) if results.get(p) is not None]
-    if not found:
-        return 0
-    means = pd.DataFrame(found, columns=["choice", "level", "loss"]).groupby(["choice", "level"])["loss"].mean()
-    best = means.groupby("choice").min()
-    return int(best.index.to_numpy()[best.to_numpy().argmin()])
+    """The choice whose curve goes lowest, as far as is known; before anything is known the first."""
+    curve = fitted(spec, tuple(results.items())) if len(spec.choices) > 1 else None
+    return curve.leading if curve else 0
 
 
 def estimate(spec: SweepSpec, results: Mapping[Point, float | None]) -> Optimum | None:
@@ -141,7 +132,7 @@ def _within_budget(
     batch = batch[: search.max_trials - len(visited)]
     while search.max_tokens and batch and spent + _tokens(batch, visited, prices) > search.max_tokens:
         batch = batch[:-1]
-    seeds = [(point.seed, point.choice) for point in visited + batch]
+    seeds = [point.seed for point in visited + batch]
     if batch and seeds.count(seeds[-1]) == 1:  # half of a pair: a seed's first run teaches nothing by itself
         batch = batch[:-1]
     return batch, "the budget leaves no room for another round: " + _budgets(spec)
@@ -154,29 +145,34 @@ def _budgets(spec: SweepSpec) -> str:
 
 def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     """The runs that teach most for what they cost; none when all have been tried."""
-    tried, choice = [point for point, _ in known], leading(spec, dict(known))
+    tried, levels = [point for point, _ in known], spec.search.ladder + 1
     whole = sum(prices.stages(tried[0]).values())
-    left = [Point(level, seed, choice) for seed in spec.search.seeds for level in range(spec.search.ladder + 1)]
-    cost = {(p.level, p.seed): max(prices(p, tried) / whole, LEAST_COST) for p in left if p not in tried}
+    same = alike(spec)
+    had = {first_alike(same, point) for point in tried}
+    runs = itertools.product(range(levels), spec.search.seeds, range(len(spec.choices)))
+    left = [point for run in runs if first_alike(same, point := Point(*run)) == point and point not in had]
+    cost = {(p.choice * levels + p.level, p.seed): max(prices(p, tried) / whole, LEAST_COST) for p in left}
     curve = fitted(spec, known)
     assert curve is not None
-    runs = choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
-    return [Point(*run, choice) for run in runs]
+    chosen = choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
+    return [Point(place % levels, seed, place // levels) for place, seed in chosen]
 
 
 def fitted(spec: SweepSpec, known: Known) -> Curve | None:
-    """The curve that the results of the leading choice give; None under three levels."""
-    choice = leading(spec, dict(known))
-    known = tuple((point, loss) for point, loss in known if point.choice == choice)
-    return _fitted(known, spec.search.ladder, spec.objective.practical)
+    """The curves that the results give; None under three levels."""
+    if len(spec.choices) == 1:
+        return _fitted(known, (), spec.search.ladder, spec.objective.practical)
+    same = alike(spec)
+    runs = tuple({first_alike(same, point): loss for point, loss in known}.items())
+    return _fitted(runs, effects(spec, same), spec.search.ladder, spec.objective.practical)
 
 
-@lru_cache(maxsize=4)  # a round fits its curve once, to judge it and to choose; 4 MB each
-def _fitted(known: Known, steps: int, practical: float) -> Curve | None:
-    finite = [(point.level / steps, point.seed, loss) for point, loss in known if loss is not None]
-    rows = pd.DataFrame(finite, columns=["lambda", "seed", "loss"])
+@lru_cache(maxsize=4)  # a round fits its curve once, to judge it and to choose; 4 MB each and for each choice
+def _fitted(known: Known, effects: tuple[Effect, ...], steps: int, practical: float) -> Curve | None:
+    finite = [(point.level / steps, point.seed, point.choice, loss) for point, loss in known if loss is not None]
+    rows = pd.DataFrame(finite, columns=["lambda", "seed", "choice", "loss"])
     rows["lambda"] = rows["lambda"].round(SAME_LEVEL)
-    return fit(rows, np.arange(steps + 1) / steps, practical) if rows["lambda"].nunique() >= 3 else None
+    return fit(rows, np.arange(steps + 1) / steps, practical, effects) if rows["lambda"].nunique() >= 3 else None
 
 
 def _levels(spec: SweepSpec) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from ee_ray.curve import Array
+from ee_ray.kernels import Array
 from ee_ray.optimum import SURE
 
 FINE = np.linspace(0, 1, 129)

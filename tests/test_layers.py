@@ -14,7 +14,7 @@ LAYERS = [
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "world", "resume", "meter", "evaluate", "train", "publish", "stage",
-    "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
+    "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger",
     "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from ee_ray.choices import alike, effects
 from ee_ray.forecast import FUTURES, forecast
 from ee_ray.ledger import settled
 from ee_ray.plan import Point, Prices, build_trial
@@ -196,27 +197,74 @@ def test_a_grid_that_is_all_tried_ends_however_often_it_is_asked():
 RATES = {"posttrain.learning_rate": [0.001, 0.002]}
 
 
-def test_every_choice_is_tried_at_every_anchor_and_the_best_goes_on():
-    of = spec(choices=RATES, max_trials=20)
+def with_choices(point: Point) -> float:
+    """The second choice is better by 0.05, and by nothing at lambda = 1, where nothing is left for post-training."""
+    return loss(Point(point.level, point.seed)) - 0.05 * (point.choice == 1) * (1 - point.level / 16)
+
+
+def test_every_choice_is_tried_at_every_anchor_and_a_clearly_better_one_goes_on():
+    of = spec(choices=RATES, max_trials=30)
     first = decide(of, {}, prices(of)).outstanding
     assert len(first) == 2 * 2 * 3 == len(set(first))
-    results = {point: loss(point) - 0.05 * (point.choice == 1) for point in first}
-    assert leading(of, results) == 1
-    later = decide(of, results, prices(of)).outstanding
-    assert later and {point.choice for point in later} == {1}
-    only = {Point(p.level, p.seed): value for p, value in results.items() if p.choice == 1}
-    mine, alone = estimate(of, results), estimate(spec(), only)
-    assert (mine.lambda_star, mine.ci95, mine.gain_over_0) == (alone.lambda_star, alone.ci95, alone.gain_over_0)
+    results = {point: with_choices(point) for point in first}
+    assert leading(of, {}) == 0 and leading(of, results) == 1
+    later: list[Point] = []
+    for _ in range(3):
+        batch = decide(of, results, prices(of)).outstanding
+        results |= {point: with_choices(point) for point in batch}
+        later += batch
+    assert sum(point.choice for point in later) > len(later) / 2
 
 
-def test_the_leading_choice_is_settled_by_the_anchors_alone():
+def test_a_choice_that_looked_worse_at_the_anchors_can_still_win():
+    """Its valley lies between two anchors."""
+    of = spec(choices=RATES, max_trials=40, ci_width=0.15, seeds=[0, 1, 2])
+
+    def told(point: Point) -> float:
+        x, noise = point.level / 16, np.random.default_rng([point.seed, point.level, point.choice]).normal(0, 0.001)
+        wide, narrow = 0.1 * (x - 0.5) ** 2, 0.02 * (1 - x) - 0.06 * np.exp(-(((x - 0.25) / 0.12) ** 2))
+        return 2 + 0.03 * point.seed + (noise + narrow * (1 - x) if point.choice else noise + wide * (1 - x))
+
+    results, rounds = {}, {}
+    while not (decision := decide(of, results, prices(of), rounds)).stop:
+        results |= {point: told(point) for point in decision.outstanding}
+        rounds = decision.rounds
+    anchored = {point: results[point] for point in anchors(of)}
+    assert leading(of, anchored) == 0 and leading(of, results) == 1
+    assert estimate(of, results).lambda_star == pytest.approx(0.25, abs=0.07)
+
+
+def test_where_a_choice_is_a_choice_of_nothing_its_runs_are_one_observation():
+    """The same stages gave the same loss: seeing it twice must not make anything surer."""
     of = spec(choices=RATES, max_trials=30)
-    results = {point: loss(point) - 0.05 * (point.choice == 1) for point in anchors(of)}
-    later = {Point(5, 0, 1): 9.0, Point(6, 0, 1): 9.0}
-    assert leading(of, results | later) == 1
-    assert leading(of, {}) == 0
-    failed = {point: None if point.choice == 1 else value for point, value in results.items()}
-    assert leading(of, failed) == 0
+    results = {point: with_choices(point) for point in anchors(of)}
+    once = {point: value for point, value in results.items() if (point.level, point.choice) != (16, 1)}
+    assert estimate(of, results).ci95 == estimate(of, once).ci95
+    assert prices(of)(Point(16, 0, 1), [Point(16, 0, 0)]) == 0
+    asked = decide(of, results, prices(of)).outstanding
+    assert all(point.choice == 0 for point in asked if point.level == 16)
+
+
+def test_choices_of_post_training_matter_less_towards_all_pretraining_and_those_of_both_do_not():
+    of = spec(choices={"posttrain.learning_rate": [1e-3, 2e-3], "pretrain.learning_rate": [1e-3, 2e-3]}, max_trials=40)
+    rate, pretrain, both = effects(of, alike(of))
+    assert (rate.values, rate.pinned) == ((0, 0, 1, 1), (1,))
+    assert (pretrain.values, pretrain.pinned) == ((0, 1, 0, 1), ())
+    assert (both.values, both.pinned) == ((0, 1, 2, 3), (1,))
+    assert alike(of) == {0: [0, 1, 2, 3], 16: [0, 1, 0, 1]}
+
+
+def test_where_in_pretraining_matters_to_none_who_mix_nothing_in():
+    windows = [{"window": [0.0, 1.0]}, {"window": [0.5, 1.0]}]
+    of = spec(choices={"pretrain.exposure": windows}, max_trials=30)
+    assert [effect.pinned for effect in effects(of, alike(of))] == [(0,)]
+
+
+def test_one_choice_alone_is_answered_as_if_there_were_none_to_choose():
+    of = spec(choices={"posttrain.learning_rate": [0.001]}, max_trials=30)
+    results = {point: loss(point) for point in anchors(of)}
+    mine, plain = estimate(of, results), estimate(spec(), results)
+    assert (mine.lambda_star, mine.ci95, mine.gain_over_0) == (plain.lambda_star, plain.ci95, plain.gain_over_0)
 
 
 def test_two_anchors_draw_frontiers_and_seek_no_optimum():

@@ -128,7 +128,7 @@ def _choices(summary: dict[str, Any]) -> str:
     if len(choices) == 1:
         return ""
     names = [name for name in choices[0] if name != "leads"]
-    rows = [[number, *(json.dumps(choice[name]) for name in names), "leads: its best anchor is lowest" if choice["leads"] else ""] for number, choice in enumerate(choices)]  # fmt: skip
+    rows = [[number, *(json.dumps(choice[name]) for name in names), "leads: its curve goes lowest" if choice["leads"] else ""] for number, choice in enumerate(choices)]  # fmt: skip
     return section("choices", "What else was chosen", table(["choice", *names, ""], rows, "choices beside lambda"))
 
 

@@ -22,7 +22,8 @@ class Search(Strict):
     so that any number of workers makes the same choices: a cluster asks for as many runs a round as it can train.
 
     `choices` are other things to choose with lambda: lists of values for fields of pretrain and posttrain, by dotted
-    name. Every combination is tried at every anchor; the rounds after that go to the one whose best level promises most.
+    name. Every combination is tried at every anchor; after that each run goes to the lambda and the choice where it teaches
+    most, and lambda* is where the best choice at each lambda is best.
     """
 
     ladder: Annotated[int, Field(ge=2, le=256)] = 16
