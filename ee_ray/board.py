@@ -2,8 +2,8 @@
 
 A stage is ready when its parent is published. A slot that asks gets a child of what it just trained if there is one
 (its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
-died in the middle of it and gets the same stage again, a bounded number of times. A stage that another run trains is put
-off, and asked about again a moment later.
+died in the middle of it, or was given more or fewer workers, and gets the same stage again: a bounded number of times
+without getting further than before. A stage that another run trains is put off, and asked about again a moment later.
 """
 
 import time
@@ -27,6 +27,7 @@ class Order:
     sweep: str
     micro_batch: int | None
     checkpoint_seconds: float
+    checkpoint_steps: int | None = None
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Entry:
     state: State
     slot: str = ""
     attempts: int = 0
+    reached: int = 0
     tokens: int = 0
     evidence: dict[str, Any] | None = None
     put_off: float = 0.0  # not to be asked about before then, by this process's clock
@@ -67,6 +69,8 @@ class Board:
             return None
         for entry in self._entries.values():
             if entry.state == "running" and entry.slot == slot:
+                if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
+                    entry.reached, entry.attempts = entry.tokens, 0
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order

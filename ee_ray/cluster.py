@@ -104,20 +104,24 @@ def workers_on(execution: Execution, node: Resources) -> int:
 
 
 def slots_that_fit(execution: Execution, nodes: Sequence[Resources], types: Sequence[NodeType] = ()) -> int:
-    """How many slots of the asked shape the cluster holds at once, with all that its autoscaler may add.
+    """How many slots of the asked shape the cluster holds at once, with all that its autoscaler may add. A slot with a range
+    of workers counts as its most, or if that never fits, the one slot there is as its fewest.
 
     Raises:
         UserError: not even one, now or ever.
     """
     now = sum(workers_on(execution, node) for node in nodes)
     later = sum(workers_on(execution, kind.resources) * kind.at_most for kind in types)
-    if count := max(now, later) // execution.workers:
+    if count := max(now, later) // execution.most_workers:
         return count
+    if max(now, later) >= execution.fewest_workers:
+        return 1
     raise UserError(_misfit(execution, [*nodes, *(kind.resources for kind in types if kind.at_most)], bool(types)))
 
 
 def _misfit(execution: Execution, nodes: Sequence[Resources], scales: bool) -> str:
-    cpus, gpus = execution.workers * execution.cpus_per_worker, execution.workers * execution.gpus_per_worker
+    workers = execution.fewest_workers
+    cpus, gpus = workers * execution.cpus_per_worker, workers * execution.gpus_per_worker
     largest = sorted({(node.get("GPU", 0), node.get("CPU", 0)) for node in nodes}, reverse=True)[:3]
     have = ", ".join(f"{cpu:g} CPUs and {gpu:g} GPUs" for gpu, cpu in largest)
     each = f"execution.workers: {execution.workers}, each on one node with {execution.cpus_per_worker} CPUs and {execution.gpus_per_worker:g} GPUs"

@@ -28,6 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE, ON_HEAD
+from ee_ray.events import link_runs
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide, estimate
@@ -52,7 +53,10 @@ class Job:
     def orders(self, trial: Trial) -> list[Order]:
         how = self.spec.execution
         stages = distinct([trial]).values()
-        return [Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds) for stage in stages]
+        return [
+            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            for stage in stages
+        ]
 
 
 class LadderSampler(BaseSampler):
@@ -99,6 +103,11 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
         )
         self._tell_known()
+        self._show(ledger.trials)
+
+    def _show(self, trials: list[Trial]) -> None:
+        """Link the published stages of trials where TensorBoard finds them by recipe."""
+        link_runs(self.store, self.spec.name, trials, self.spec.search.ladder, len(self.spec.choices))
 
     def _tell_known(self) -> None:
         """Bring the study up to the ledger: trials that died with an earlier run fail, results it lacks are added."""
@@ -174,7 +183,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             self.results[point] = None if failed else float(value)
         else:
             self.lost.add(point)
-        for key in distinct([self.job.trial(self.parameters(point))]):
+        trial = self.job.trial(self.parameters(point))
+        self._show([trial])
+        for key in distinct([trial]):
             if record := self.store.record(key):
                 self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
@@ -183,11 +194,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time that this sweep gave a published stage, seconds: training and evaluation, on the GPUs of its spec."""
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, by the workers that ended it."""
     if record["sweep"] != spec.name:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
-    return busy * spec.execution.workers * spec.execution.gpus_per_worker
+    workers: int = record["workers"]
+    return busy * workers * spec.execution.gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:

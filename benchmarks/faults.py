@@ -1,0 +1,293 @@
+"""What each fault costs: a real sweep on a real Ray cluster of this machine, hurt once, and watched until it ends.
+
+    python benchmarks/faults.py                     every fault, one after another; then the table of docs/reliability.md
+    python benchmarks/faults.py --only worker       some of them; the others keep their rows
+    python benchmarks/faults.py --soak 50           that many faults, drawn at random, in one sweep
+
+A fault is injected while at least one stage is half-way. Measured: the age of the oldest state that a stage goes back to
+(what is lost), the time until the next stage is published (by the run itself, or by the same command once it has ended),
+stages that were begun again after they had been published, and whether all numbers are, bit for bit, those of a sweep that
+nothing happened to. A minute or two for each fault. Faults of the disk mount one (root, loop devices).
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import Place  # noqa: E402
+from test_ray import TRAIN_WORKER, TRIAL_DRIVER, Run  # noqa: E402
+
+CHECKPOINT_SECONDS = 1.0
+SWEEP: dict[str, Any] = {
+    "stages__pretrain__tokens": 98_304,
+    "stages__posttrain__tokens": 8192,
+    "stages__finetune__tokens": 8192,
+    "execution__checkpoint_seconds": CHECKPOINT_SECONDS,
+}
+RESULTS, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
+MARKS = ("<!-- table of benchmarks/faults.py -->", "<!-- end of table -->")
+CONTROLLER, RAYLET, GCS = "ray::TrainController", "raylet/raylet", "gcs/gcs_server"
+FREEZE_SECONDS = 45.0  # longer than a claim lives without a sign of life
+
+
+@dataclass
+class Row:
+    """`back_s`: until the next stage was published, the fault included; `status`: how the run ended that was hit."""
+
+    fault: str
+    status: int
+    lost_s: float
+    back_s: float
+    trained_again: int
+    begun_twice: int
+    same_bits: bool
+
+
+def kill(name: str) -> Callable[[Run, Place], None]:
+    return lambda run, place: run.kill_one(name)
+
+
+def send(sign: signal.Signals) -> Callable[[Run, Place], None]:
+    return lambda run, place: os.kill(run.process.pid, sign)
+
+
+def fill(run: Run, place: Place) -> None:
+    """Take all of the disk, for as long as the run lasts."""
+    with (place.store.root.parent / "ballast").open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        except OSError:
+            return
+
+
+def clear(place: Place) -> None:
+    (place.store.root.parent / "ballast").unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,rw", place.store.root.parent], check=True)
+
+
+def refuse_writes(run: Run, place: Place) -> None:
+    subprocess.run(["mount", "-o", "remount,ro,force", place.store.root.parent], check=False)
+
+
+def freeze(run: Run, place: Place) -> None:
+    subprocess.run(["fsfreeze", "-f", place.store.root.parent], check=True)
+    time.sleep(FREEZE_SECONDS)
+    subprocess.run(["fsfreeze", "-u", place.store.root.parent], check=True)
+
+
+@dataclass(frozen=True)
+class Fault:
+    says: str
+    inject: Callable[[Run, Place], None]
+    on_disk_of_its_own: bool = False
+
+
+FAULTS = {
+    "worker": Fault("kill -9 of a train worker", kill(TRAIN_WORKER)),
+    "controller": Fault("kill -9 of a train controller", kill(CONTROLLER)),
+    "driver": Fault("kill -9 of a trial driver", kill(TRIAL_DRIVER)),
+    "board": Fault("kill -9 of the board", kill("ray::Board")),
+    "raylet": Fault("kill -9 of the raylet (its only node)", kill(RAYLET)),
+    "head": Fault("kill -9 of the head's control store (gcs)", kill(GCS)),
+    "run": Fault("kill -9 of `ee-ray run`", send(signal.SIGKILL)),
+    "sigterm": Fault("SIGTERM to `ee-ray run`, as spot instances get it", send(signal.SIGTERM)),
+    "full": Fault("disk full under the store, until the run has ended", fill, True),
+    "slow": Fault(f"the store's disk hangs for {FREEZE_SECONDS:g} s (fsfreeze)", freeze, True),
+}
+DRAWN = ("worker", "controller", "driver", "run", "sigterm")
+
+
+@contextmanager
+def disk(folder: Path, megabytes: int = 48) -> Iterator[None]:
+    """A file system of its own on `folder`."""
+    folder.mkdir(parents=True)
+    image = folder.with_suffix(".img")
+    image.write_bytes(b"")
+    os.truncate(image, megabytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def half_way(place: Place) -> list[float]:
+    """Ages of the newest states of stages that are being trained, seconds."""
+    states = [sorted(folder.glob("[0-9]*")) for folder in (place.store.root / "work").glob("*")]
+    now, ages = place.store.clock(), []
+    for found in states:
+        try:
+            ages += [now - found[-1].stat().st_mtime] if found else []
+        except FileNotFoundError:
+            continue  # published, or replaced by a newer one
+    return ages
+
+
+def start(place: Place, spec: str) -> Run:
+    return Run(place, spec)
+
+
+def watch_until(
+    run: Run, place: Place, spec: str, condition: Callable[[], bool], limit: float = 300
+) -> tuple[Run, int]:
+    """Wait for `condition`; a run that ends before it is cleared up after and started again. The last run, and how the
+    first one ended (0: it did not)."""
+    end, first = time.monotonic() + limit, 0
+    while not condition():
+        if (status := run.process.poll()) is not None:
+            if status == 0:
+                break
+            first = first or status
+            clear_if_mounted(place)
+            run = start(place, spec)
+        assert time.monotonic() < end, run.log.read_text()[-3000:]
+        time.sleep(0.1)
+    return run, first
+
+
+def clear_if_mounted(place: Place) -> None:
+    if os.path.ismount(place.store.root.parent):
+        clear(place)
+
+
+def events(place: Place) -> tuple[int, int]:
+    """Stages that were begun after they were published, and stages that were begun more than once."""
+    begun: Counter[str] = Counter()
+    published: set[str] = set()
+    again = 0
+    for event in place.store.journalled("tiny"):
+        if event["event"] == "begun":
+            begun[event["key"]] += 1
+            again += event["key"] in published
+        elif event["event"] == "published":
+            published.add(event["key"])
+    return again, sum(count > 1 for count in begun.values())
+
+
+def suffer(name: str, folder: Path, unbroken: Place) -> Row:
+    fault, place = FAULTS[name], Place(folder)
+    spec = place.write(**SWEEP, search__max_trials=6)
+    run = start(place, spec)
+    run.wait_for(lambda: len(place.store.published()) >= 2 and half_way(place), 300)
+    lost, before, at = max(half_way(place), default=0.0), set(place.store.published()), time.monotonic()
+    fault.inject(run, place)
+    run, status = watch_until(run, place, spec, lambda: set(place.store.published()) > before)
+    back = time.monotonic() - at
+    run, later = watch_until(run, place, spec, lambda: False)
+    again, twice = events(place)
+    same = place.numbers() == unbroken.numbers() and place.summary()["optimum"] == unbroken.summary()["optimum"]
+    return Row(fault.says, status or later, round(lost, 1), round(back, 1), again, twice, same)
+
+
+def soak(count: int, folder: Path, seed: int) -> dict[str, Any]:
+    """`count` faults in one sweep, each once something was published after the one before."""
+    draw, place, place2 = random.Random(seed), Place(folder / "soak"), Place(folder / "whole")
+    for each in (place, place2):
+        each.folder.mkdir()
+    seeds = list(range(max(2, count // 8)))  # about two stages a fault
+    changes = {
+        **SWEEP,
+        "search__seeds": seeds,
+        "search__max_trials": 3 * len(seeds),
+        "search__anchor_seeds": len(seeds),
+    }
+    spec, started, done = place.write(**changes), time.monotonic(), Counter()
+    run = start(place, spec)
+    while sum(done.values()) < count:
+        before = len(place.store.published())
+        run, _ = watch_until(run, place, spec, lambda: len(place.store.published()) > before and bool(half_way(place)))  # noqa: B023
+        if run.process.poll() == 0:
+            break
+        time.sleep(draw.uniform(0, 2))
+        name = draw.choice(DRAWN)
+        FAULTS[name].inject(run, place)
+        done[name] += 1
+    watch_until(run, place, spec, lambda: False, 900)
+    seconds = time.monotonic() - started
+    place2.ee_ray("run", place2.write(**changes), "--local")
+    again, twice = events(place)
+    return {
+        "faults": dict(done),
+        "stages": len(place.store.published()),
+        "seconds": round(seconds),
+        "trained_again": again,
+        "begun_twice": twice,
+        "same_bits": place.numbers() == place2.numbers(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        "| fault | the run | lost at most | next stage published after | published stages trained again | final numbers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in FAULTS:
+        if row := results["faults"].get(name):
+            went = f"ended with {row['status']}; the same command went on" if row["status"] else "went on"
+            same = "the same bits" if row["same_bits"] else "**differ**"
+            lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['back_s']:.0f} s | {row['trained_again']} | {same} |")  # fmt: skip
+    for found in results["soaks"]:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(found["faults"].items()))
+        lines.append(f"\nSoak: {sum(found['faults'].values())} faults ({kinds}) in a sweep of {found['stages']} stages, {found['seconds']} s: "
+                     f"{found['begun_twice']} stages begun more than once, {found['trained_again']} trained again after they were published; "
+                     f"final numbers: {'the same bits' if found['same_bits'] else '**differ**'}.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=[])
+    parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for what the sweeps leave, and for the unbroken one to be found again"
+    )
+    asked = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"faults": {}, "soaks": []}
+    with tempfile.TemporaryDirectory(prefix="faults-") as made:
+        base = asked.keep or Path(made)
+        base.mkdir(exist_ok=True)
+        if asked.soak:
+            results["soaks"].append(soak(asked.soak, Path(tempfile.mkdtemp(dir=base)), asked.seed))
+        else:
+            unbroken = Place(base / "unbroken")
+            if not (unbroken.folder / "reports/tiny/summary.json").exists():
+                unbroken.folder.mkdir(exist_ok=True)
+                unbroken.ee_ray("run", unbroken.write(**SWEEP, search__max_trials=6), "--local")
+            for name in asked.only or FAULTS:
+                folder = Path(tempfile.mkdtemp(dir=base)) / name
+                if FAULTS[name].on_disk_of_its_own:
+                    with disk(folder):
+                        row = suffer(name, folder, unbroken)
+                else:
+                    folder.mkdir()
+                    row = suffer(name, folder, unbroken)
+                print(row, flush=True)
+                results["faults"][name] = asdict(row)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if PAGE.exists():
+        head, _, rest = PAGE.read_text().partition(MARKS[0])
+        PAGE.write_text(f"{head}{MARKS[0]}\n\n{table(results)}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
