@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 
@@ -31,6 +32,22 @@ def plotly() -> str:
 def plain_json(value: Any) -> str:
     """JSON without NaN, which it does not know: null."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def drawn(figure: go.Figure) -> Any:
+    """A figure for JSON, its arrays as plain lists: Plotly's packed ones cannot be indexed by the page."""
+    return _unpacked(json.loads(str(figure.to_json())))
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "bdata" not in value:
+        return {name: _unpacked(item) for name, item in value.items()}
+    array = np.frombuffer(base64.b64decode(value["bdata"]), np.dtype(value["dtype"]))
+    return [None if item != item else item for item in array.tolist()]
 
 
 def rows_of(table: pd.DataFrame) -> dict[str, Any]:

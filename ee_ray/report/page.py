@@ -13,7 +13,7 @@ from ee_ray.ledger import Ledger
 from ee_ray.report import sections, words
 from ee_ray.report.answers import answers
 from ee_ray.report.figures import KIND_COLOURS, LAYOUT, draw
-from ee_ray.report.html import asset, document, packed, plain_json, plotly, rows_of
+from ee_ray.report.html import asset, document, drawn, packed, plain_json, plotly, rows_of
 from ee_ray.report.summary import summarize, verdict_sentence
 from ee_ray.report.tables import Tables, compute, write_tables
 from ee_ray.sweep import Sweep
@@ -82,9 +82,9 @@ def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables,
 
 
 def _data(sweep: Sweep, tables: Tables, figures: dict[str, go.Figure]) -> str:
-    drawn = {name: json.loads(str(figure.to_json())) for name, figure in figures.items()}
+    shown = {name: drawn(figure) for name, figure in figures.items()}
     return plain_json({
-        "figures": drawn, "choices": sweep.spec.choices, "font": LAYOUT["font"],
+        "figures": shown, "choices": sweep.spec.choices, "font": LAYOUT["font"],
         "runs": rows_of(tables["runs"][RUN_COLUMNS]), "recipes": rows_of(tables["recipes"].reindex(columns=RECIPE_COLUMNS)),
     })  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ee_ray.report.figures import COLOURS, LAYOUT
-from ee_ray.report.html import asset, document, packed, plain_json, plotly
+from ee_ray.report.html import asset, document, drawn, packed, plain_json, plotly
 from ee_ray.theory.allocation import ANSWERS
 from ee_ray.theory.findings import POINTS
 
@@ -211,8 +211,8 @@ def write_theory(found: dict[str, Any], folder: Path) -> Path:
     """Write `index.html`, which opens without a network, and `theory.json` into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "theory.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    drawn = {name: json.loads(str(figure.to_json())) for name, figure in _figures(found).items()}
+    shown = {name: drawn(figure) for name, figure in _figures(found).items()}
     body = f'<style>{MORE_STYLE}</style><main id="main">{"".join(_body(found))}</main><p class="bad" id="broken" role="alert" hidden></p>'
-    scripts = [packed("data", plain_json({"figures": drawn})), plotly(), f"<script>{asset('page.js')}</script>"]
+    scripts = [packed("data", plain_json({"figures": shown})), plotly(), f"<script>{asset('page.js')}</script>"]
     (folder / "index.html").write_text(document("theory - ee_ray", body, scripts))
     return folder / "index.html"
