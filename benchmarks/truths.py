@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 LADDER = np.linspace(0, 1, 17)
 FINE = np.linspace(0, 1, 129)
 PRACTICAL = 0.01  # nats
-FIGURE_3 = Path(__file__).parents[1] / "tests" / "paper" / "fig3.csv"
+FIGURE_3 = Path(__file__).parents[1] / "ee_ray/report/paper_figures/fig3.csv"
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 A stage is ready when its parent is published. A slot that asks gets a child of what it just trained if there is one
 (its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
-died in the middle of it and gets the same stage again, a bounded number of times. A stage that another run trains is put
-off, and asked about again a moment later.
+died in the middle of it, or was given more or fewer workers, and gets the same stage again: a bounded number of times
+without getting further than before. A stage that another run trains is put off, and asked about again a moment later.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ee_ray.identity import Stage
+from ee_ray.identity import Kind, Stage
 
 ATTEMPTS = 3
 PUT_OFF_SECONDS = 1.0
@@ -26,6 +27,7 @@ class Order:
     sweep: str
     micro_batch: int | None
     checkpoint_seconds: float
+    checkpoint_steps: int | None = None
 
 
 @dataclass
@@ -34,6 +36,7 @@ class _Entry:
     state: State
     slot: str = ""
     attempts: int = 0
+    reached: int = 0
     tokens: int = 0
     evidence: dict[str, Any] | None = None
     put_off: float = 0.0  # not to be asked about before then, by this process's clock
@@ -66,6 +69,8 @@ class Board:
             return None
         for entry in self._entries.values():
             if entry.state == "running" and entry.slot == slot:
+                if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
+                    entry.reached, entry.attempts = entry.tokens, 0
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order
@@ -157,9 +162,11 @@ class Board:
     def snapshot(self) -> dict[str, Any]:
         """Counts, what runs where, and tokens trained since the start: what the progress display shows."""
         running = [e for e in self._entries.values() if e.state == "running"]
-        states = [e.state for e in self._entries.values()]
+        counts = Counter((e.order.stage.kind, e.state) for e in self._entries.values())
+        kinds = {kind: {state: counts[kind, state] for state in get_args(State)} for kind in get_args(Kind)}
         return {
-            "counts": {state: states.count(state) for state in ("waiting", "running", "done", "failed")},
+            "counts": {state: sum(of[state] for of in kinds.values()) for state in get_args(State)},
+            "kinds": kinds,
             "running": [(e.slot, e.order.stage.kind, e.order.stage.key, e.tokens, e.order.stage.identity.tokens) for e in running],
             "tokens": self._trained_tokens + sum(e.tokens for e in running),
             "tokens_left": sum(e.order.stage.identity.tokens - e.tokens for e in self._entries.values() if e.state in ("waiting", "running")),

@@ -214,7 +214,7 @@ def _finish(sweep: Any, ledger: Any, log: Any, seconds: float | None = None, sto
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
-    summary = write_report(sweep, ledger, folder)
+    summary = write_report(sweep, ledger, folder).summary
     log.tell(verdict_sentence(summary))
     log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
@@ -410,6 +410,18 @@ def export(spec: str, folder: Path, best: bool, key: str | None, times: int, ove
         return
     click.echo(f"{chosen.key} is in {folder}: {', '.join(names)}")
     click.echo(chosen.how)
+
+
+@_sweep_command
+@click.option("--host", default="127.0.0.1", show_default=True, help="Who may connect: this machine, or 0.0.0.0 for all that reach it.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+def dashboard(spec: str, storage: str, host: str, port: int) -> None:
+    """Serve the report of SPEC, made anew as stages publish."""
+    from ee_ray.dashboard import serve
+    from ee_ray.sweep import open_sweep
+
+    _catch()
+    serve(open_sweep(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
 
 
 @_sweep_command

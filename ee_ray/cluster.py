@@ -31,8 +31,8 @@ Resources = Mapping[str, float]
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at `address`, or to one that lives as long as the block.
+def connected(address: str | None) -> Iterator[str | None]:
+    """A connection to the cluster at `address`, or to one that lives as long as the block; gives Ray's dashboard, if it has one.
 
     Raises:
         UserError: no cluster answers at `address`.
@@ -40,7 +40,7 @@ def connected(address: str | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             mode = os.environ.get("RAY_AUTH_MODE", "not set")
             raise UserError(
@@ -49,9 +49,9 @@ def connected(address: str | None) -> Iterator[None]:
             ) from None
     else:
         # Nothing large goes through the object store (weights and data go through files): the least that Ray accepts.
-        ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
+        context = ray.init(address="local", include_dashboard=True, object_store_memory=100 * 2**20, **quiet)
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
 
@@ -104,20 +104,24 @@ def workers_on(execution: Execution, node: Resources) -> int:
 
 
 def slots_that_fit(execution: Execution, nodes: Sequence[Resources], types: Sequence[NodeType] = ()) -> int:
-    """How many slots of the asked shape the cluster holds at once, with all that its autoscaler may add.
+    """How many slots of the asked shape the cluster holds at once, with all that its autoscaler may add. A slot with a range
+    of workers counts as its most, or if that never fits, the one slot there is as its fewest.
 
     Raises:
         UserError: not even one, now or ever.
     """
     now = sum(workers_on(execution, node) for node in nodes)
     later = sum(workers_on(execution, kind.resources) * kind.at_most for kind in types)
-    if count := max(now, later) // execution.workers:
+    if count := max(now, later) // execution.most_workers:
         return count
+    if max(now, later) >= execution.fewest_workers:
+        return 1
     raise UserError(_misfit(execution, [*nodes, *(kind.resources for kind in types if kind.at_most)], bool(types)))
 
 
 def _misfit(execution: Execution, nodes: Sequence[Resources], scales: bool) -> str:
-    cpus, gpus = execution.workers * execution.cpus_per_worker, execution.workers * execution.gpus_per_worker
+    workers = execution.fewest_workers
+    cpus, gpus = workers * execution.cpus_per_worker, workers * execution.gpus_per_worker
     largest = sorted({(node.get("GPU", 0), node.get("CPU", 0)) for node in nodes}, reverse=True)[:3]
     have = ", ".join(f"{cpu:g} CPUs and {gpu:g} GPUs" for gpu, cpu in largest)
     each = f"execution.workers: {execution.workers}, each on one node with {execution.cpus_per_worker} CPUs and {execution.gpus_per_worker:g} GPUs"

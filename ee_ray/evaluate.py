@@ -1,10 +1,13 @@
 """Held-out loss: a token-weighted mean over a fixed set of windows, the same for any number of workers."""
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 # Tokens per forward pass. Fixed, because the batch shape decides the last bits of a matrix product; about
@@ -35,10 +38,17 @@ def heldout_loss(model: nn.Module, windows: NDArray[np.int64], device: torch.dev
     sums = torch.zeros(len(starts), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
-    for number in range(rank, len(starts), size):
-        batch = torch.from_numpy(windows[starts[number] : starts[number] + chunk]).to(device)
+    # Where the model is sharded each forward pass is an act of all workers: those without a chunk repeat the last one.
+    rounds = math.ceil(len(starts) / size) * size if isinstance(model, FSDPModule) else len(starts)
+    for number in range(rank, rounds, size):
+        start = starts[min(number, len(starts) - 1)]
+        batch = torch.from_numpy(windows[start : start + chunk]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            sums[number] = token_losses(model, batch).sum(dtype=torch.float64)
+            loss = token_losses(model, batch).sum(dtype=torch.float64)
+        if number < len(starts):
+            sums[number] = loss
+    if isinstance(model, FSDPModule):
+        model.reshard()  # backward does it in training; its parameters are not those of the optimizer until then
     model.train(was_training)
     if size > 1:
         dist.all_reduce(sums)

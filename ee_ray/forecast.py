@@ -89,7 +89,7 @@ def _play(spec: SweepSpec, known: dict[Point, float | None], prices: Prices, wor
     points = list(known)
     return Future(
         runs=len(points),
-        tokens=sum(prices(point, points[:i]) for i, point in enumerate(points)),
+        tokens=prices.together(points, []),
         seeds=len({point.seed for point in points}),
         width=optimum.ci95[1] - optimum.ci95[0],
         verdict=optimum.verdict,

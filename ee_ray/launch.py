@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +14,7 @@ from ee_ray.environment import prepare_ray
 from ee_ray.errors import UserError
 from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.log import Log
-from ee_ray.progress import watching
+from ee_ray.progress import noting, watching
 from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
 
@@ -57,8 +58,9 @@ def train(
     log.say(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}")  # fmt: skip
 
     @contextmanager
-    def watch(snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    def watch(snapshot: Callable[[], dict[str, Any]], ray_dashboard: str | None = None) -> Iterator[None]:
         with ExitStack() as displays:
+            displays.enter_context(noting(sweep.store, sweep.spec.name, snapshot, ray_dashboard))
             for console in filter(None, (log.kept, log.console)):
                 displays.enter_context(watching(console, snapshot))
             yield
@@ -76,7 +78,7 @@ def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_co
     # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
     with ThreadPoolExecutor(1) as background:
         heavy = background.submit(import_module, "ee_ray.run")
-        with connected(address):
+        with connected(address) as dashboard:
             on_connect()
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watch)
+            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, partial(watch, ray_dashboard=dashboard))
             return stopped

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ee_ray.objective import objective
 from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Decision, Rounds, decide, leading
+from ee_ray.propose import Decision, Rounds, anchors, decide, leading
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -108,10 +108,9 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     results: dict[Point, float | None] = {}
     found, rounds = recall(spec, data, store)
     prices = Prices(spec, data, found)
+    noted = [point for points in rounds.values() for point in points]
+    fresh = [*dict.fromkeys([*anchors(spec), *noted])]  # at once: asking what comes after each round costs a fit
     while True:
-        decision = decide(spec, results, prices, rounds)
-        rounds = decision.rounds
-        fresh = [point for point in decision.visited if point not in trials]
         for point in fresh:
             trial = trials[point] = build_trial(spec, data, point)
             for key, stage in distinct([trial]).items():
@@ -123,9 +122,20 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
             done, value = settled(spec, trial, records, failed)
             if done:
                 results[point] = value
+        decision = decide(spec, results, prices, rounds)
+        rounds = decision.rounds
+        fresh = [point for point in decision.visited if point not in trials]
         if not fresh:
-            flat = [row for point in trials for row in rows[point]]
-            frame = pd.DataFrame(flat, columns=COLUMNS)
-            return Ledger(
-                list(trials.values()), frame, results, failures, records, decision, prices, leading(spec, results)
-            )
+            break
+    asked = [trials[point] for point in decision.visited]
+    keys = distinct(asked)
+    return Ledger(
+        asked,
+        pd.DataFrame([row for point in decision.visited for row in rows[point]], columns=COLUMNS),
+        {point: results[point] for point in decision.visited if point in results},
+        {key: evidence for key, evidence in failures.items() if key in keys},
+        {key: record for key, record in records.items() if key in keys},
+        decision,
+        prices,
+        leading(spec, results),
+    )

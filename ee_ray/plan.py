@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,3 +288,12 @@ class Prices:
     def __call__(self, point: Point, trained: list[Point]) -> int:
         had = self.found.union(*(self.stages(other) for other in trained))
         return sum(tokens for key, tokens in self.stages(point).items() if key not in had)
+
+    def together(self, points: Sequence[Point], trained: list[Point]) -> int:
+        """What several points cost one after another, after those that were trained before them."""
+        had, total = set(self.found.union(*(self.stages(other) for other in trained))), 0
+        for point in points:
+            new = {key: tokens for key, tokens in self.stages(point).items() if key not in had}
+            had |= new.keys()
+            total += sum(new.values())
+        return total

@@ -1,6 +1,7 @@
-"""Live progress in a terminal; a line now and then where output is a file."""
+"""Live progress: a table on a terminal, a line now and then where output is a file, and a file for the live page."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,60 +12,121 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ee_ray.store import Store
+
 REFRESH_SECONDS = 1.0
 LINE_SECONDS = 15.0
+LIVE_SECONDS = 2.0
+LIVE = "live.json"
+STATES = ("waiting", "running", "done", "failed")
+
+Snapshot = Callable[[], dict[str, Any]]
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def speed(snapshot: dict[str, Any]) -> tuple[float, str]:
+    """Tokens per second since the start, and the time left for the stages asked for so far, as text."""
+    rate = snapshot["tokens"] / snapshot["seconds"] if snapshot["seconds"] else 0.0
+    return rate, clock(snapshot["tokens_left"] / rate) if rate else "?"
+
+
 def headline(snapshot: dict[str, Any]) -> str:
     """Counts, speed and time in one line of less than 80 columns. Time left counts the stages asked for so far."""
-    counts, seconds = snapshot["counts"], snapshot["seconds"]
-    rate = snapshot["tokens"] / seconds if seconds else 0.0
-    left = _clock(snapshot["tokens_left"] / rate) if rate else "?"
+    counts, (rate, left) = snapshot["counts"], speed(snapshot)
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
     return (
         f"{counts['done']} stages done, {counts['running']} running, {counts['waiting']} waiting{failed}; "
-        f"{rate / 1000:.1f}k tokens/s; {_clock(seconds)} gone, {left} left"
+        f"{rate / 1000:.1f}k tokens/s; {clock(snapshot['seconds'])} gone, {left} left"
     )
 
 
-def _picture(snapshot: dict[str, Any]) -> Group:
-    table = Table.grid(padding=(0, 2))
+def answer_so_far(snapshot: dict[str, Any]) -> list[str]:
+    """The best run and the interval of lambda*, as far as they are known."""
+    best, optimum = snapshot.get("best"), snapshot.get("optimum")
+    lines = [f"best so far {best['loss']:.4f} at lambda {best['lambda']:g}, seed {best['seed']}"] if best else []
+    if optimum:
+        low, high = optimum["ci95"]
+        lines.append(f"lambda* so far {optimum['lambda']:.2f} [{low:.2f}, {high:.2f}], {optimum['verdict'].replace('_', ' at ')}")  # fmt: skip
+    return lines
+
+
+def picture(snapshot: dict[str, Any]) -> Group:
+    """The table that a terminal shows."""
+    (rate, left), counts = speed(snapshot), snapshot["counts"]
+    states = Table(box=None, padding=(0, 2), title=None)
+    states.add_column("stages")
+    for state in STATES:
+        states.add_column(state, justify="right", style="red" if state == "failed" and counts["failed"] else "")
+    for kind, of in snapshot.get("kinds", {}).items():
+        states.add_row(kind, *(str(of[state]) for state in STATES))
+    states.add_row("all", *(str(counts[state]) for state in STATES), style="bold")
+    time_line = f"{rate / 1000:.1f}k tokens/s; {snapshot['tokens_left'] / 1e6:.2f}M tokens left; {clock(snapshot['seconds'])} gone, {left} left"
+    running = Table.grid(padding=(0, 2))
     for slot, kind, key, done, total in snapshot["running"]:
-        table.add_row(slot, f"{kind} {key}", ProgressBar(total, done, width=24), f"{done / 1000:.0f}k of {total / 1000:.0f}k tokens")  # fmt: skip
-    return Group(Text(headline(snapshot)), table)
+        name = snapshot.get("names", {}).get(key, key)
+        running.add_row(
+            slot, f"{kind} {name}", ProgressBar(total, done, width=18), f"{done / 1000:.0f}k/{total / 1000:.0f}k"
+        )
+    return Group(states, Text(time_line), *map(Text, answer_so_far(snapshot)), running)
 
 
 @contextmanager
-def watching(console: Console, snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Show `snapshot()` every second while the block runs. A snapshot that fails ends the display, not the work."""
+def repeatedly(work: Callable[[threading.Event], None], failed: Callable[[Exception], None]) -> Iterator[None]:
+    """Run `work` in a thread while the block runs; it is to end when the event is set. What it raises ends it alone."""
     stop = threading.Event()
 
-    def live() -> None:
-        with Live(console=console, auto_refresh=False, transient=True) as display:
-            while not stop.wait(REFRESH_SECONDS):
-                display.update(_picture(snapshot()), refresh=True)
-
-    def lines() -> None:
-        while not stop.wait(LINE_SECONDS):
-            console.print(headline(snapshot()))
-
-    def show() -> None:
+    def keep() -> None:
         try:
-            (live if console.is_terminal else lines)()
+            work(stop)
         except Exception as error:  # the board is gone: the sweep's own thread says why
             if not stop.is_set():
-                console.print(f"progress display ended: {error}")
+                failed(error)
 
-    thread = threading.Thread(target=show, daemon=True)
+    thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     try:
         yield
-        console.print(headline(snapshot()))
     finally:
         stop.set()
         thread.join(timeout=2 * REFRESH_SECONDS)
+
+
+@contextmanager
+def watching(console: Console, snapshot: Snapshot) -> Iterator[None]:
+    """Show `snapshot()` every second while the block runs. A snapshot that fails ends the display, not the work."""
+
+    def live(stop: threading.Event) -> None:
+        with Live(console=console, auto_refresh=False, transient=True) as display:
+            while not stop.wait(REFRESH_SECONDS):
+                display.update(picture(snapshot()), refresh=True)
+
+    def lines(stop: threading.Event) -> None:
+        while not stop.wait(LINE_SECONDS):
+            now = snapshot()
+            console.print("\n".join([headline(now), *(f"  {line}" for line in answer_so_far(now))]), highlight=False)
+
+    show = live if console.is_terminal else lines
+    with repeatedly(show, lambda error: console.print(f"progress display ended: {error}")):
+        yield
+        console.print(headline(snapshot()))
+
+
+@contextmanager
+def noting(store: Store, sweep: str, snapshot: Snapshot, ray_dashboard: str | None) -> Iterator[None]:
+    """Keep what `ee-ray dashboard` shows of a running sweep in the store while the block runs."""
+
+    def keep(stop: threading.Event) -> None:
+        while not stop.wait(LIVE_SECONDS):
+            store.write_sweep(
+                sweep, LIVE, {"schema": 1, "time": time.time(), "ray_dashboard": ray_dashboard, **snapshot()}
+            )
+
+    try:
+        with repeatedly(keep, lambda error: None):
+            yield
+    finally:
+        (store.sweep(sweep) / LIVE).unlink(missing_ok=True)

@@ -120,7 +120,7 @@ def decide(
 
 
 def _tokens(batch: list[Point], before: list[Point], prices: Prices) -> int:
-    return sum(prices(point, before + batch[:i]) for i, point in enumerate(batch))
+    return prices.together(batch, before)
 
 
 def _within_budget(

@@ -34,7 +34,7 @@ def _rate(sweep: Sweep, ledger: Ledger, flops_per_token: int | None) -> tuple[fl
         source = f"assumed: {GPU_SHARE:.0%} of the peak of {execution.gpu}"
     else:
         flops, source = CPU_FLOPS * execution.cpus_per_worker, f"assumed: {CPU_FLOPS / 1e9:g} GFLOP/s a CPU core"
-    return flops * execution.workers / flops_per_token, source
+    return flops * execution.most_workers / flops_per_token, source
 
 
 def _flops_per_token(sweep: Sweep, params: int | None) -> int | None:
@@ -165,7 +165,7 @@ def _tokens(stages: dict[str, Stage], had: set[str], trialwise: int) -> dict[str
 
 def _slots(sweep: Sweep) -> int:
     execution = sweep.spec.execution
-    here = (os.cpu_count() or 1) // (execution.workers * execution.cpus_per_worker)
+    here = (os.cpu_count() or 1) // (execution.most_workers * execution.cpus_per_worker)
     return 1 if execution.gpus_per_worker else max(1, here)
 
 
@@ -176,7 +176,7 @@ def _cost(
     missing = [stage.identity for key, stage in stages.items() if key not in had]
     execution = sweep.spec.execution
     seconds = sum(stage.tokens for stage in missing) / rate / _slots(sweep) if rate else None
-    gpus = execution.workers * execution.gpus_per_worker
+    gpus = execution.most_workers * execution.gpus_per_worker
     copies = sum(3 if stage.is_continued else 1 for stage in missing)
     return {
         "disk_bytes": 4 * params * copies + FILES_BYTES * len(missing) if params else None,

@@ -21,18 +21,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ee_ray.world import laid_out_as, whole
+
 KEPT = 2  # the newest may be damaged: then the one before it serves
 TENSORS, FACTS = "state.safetensors", "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+STEP = "step"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCHEMA = 2  # of a state; those of another are not continued
 
 
 def optimizer_state(model: nn.Module, optim: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts on the CPU, as `<moment>.<parameter>`: free of the optimizer's own numbering."""
+    """AdamW's moments and step counts, whole, on the CPU, as `<moment>.<parameter>`: free of the optimizer's numbering."""
     return {
-        f"{moment}.{name}": optim.state[param][moment].detach().cpu().clone()
+        f"{moment}.{name}": whole(optim.state[param][moment].detach()).cpu().clone()
         for name, param in model.named_parameters()
         if param in optim.state
-        for moment in MOMENTS
+        for moment in (*MOMENTS, STEP)
     }
 
 
@@ -42,7 +46,8 @@ def set_optimizer_state(model: nn.Module, optim: torch.optim.Optimizer, state: M
     """
     for name, param in model.named_parameters():
         if param.requires_grad:
-            optim.state[param] = {moment: state[f"{moment}.{name}"].to(param.device) for moment in MOMENTS}
+            moments = {moment: laid_out_as(state[f"{moment}.{name}"], param) for moment in MOMENTS}
+            optim.state[param] = {**moments, STEP: state[f"{STEP}.{name}"].to(param.device)}
 
 
 def _sha256(path: Path) -> str:
@@ -56,7 +61,9 @@ def write_state(folder: Path, step: int, tensors: dict[str, Tensor], facts: Mapp
     draft.mkdir(parents=True)
     try:
         save_file(tensors, draft / TENSORS)
-        (draft / FACTS).write_text(json.dumps({**facts, "step": step, "sha256": _sha256(draft / TENSORS)}))
+        (draft / FACTS).write_text(
+            json.dumps({**facts, "schema": SCHEMA, "step": step, "sha256": _sha256(draft / TENSORS)})
+        )
         os.rename(draft, folder / f"{step:08d}")
     except OSError:
         if not (folder / f"{step:08d}").exists():
@@ -80,7 +87,7 @@ def newest_state(folder: Path) -> int:
 def _is_whole(state: Path) -> bool:
     try:
         facts = json.loads((state / FACTS).read_text())
-        return bool(facts["sha256"] == _sha256(state / TENSORS))
+        return bool(facts["schema"] == SCHEMA and facts["sha256"] == _sha256(state / TENSORS))
     except (OSError, ValueError, KeyError):
         return False
 

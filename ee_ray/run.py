@@ -20,7 +20,7 @@ from ee_ray.runner import IDLE_SECONDS, evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
-from ee_ray.train import World
+from ee_ray.world import World
 
 Watch = Callable[[Callable[[], dict[str, Any]]], Any]
 
@@ -49,7 +49,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
         the budget of time that ended the search, if one did.
     """
     execution = sweep.spec.execution
-    if execution.workers > 1:
+    if execution.fewest_workers > 1:
         raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
     if execution.gpus_per_worker and not torch.cuda.is_available():
         raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip
@@ -74,7 +74,7 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
 
     job = _job(sweep)
     search = open_search(job, ledger)
-    with watch(board.snapshot):
+    with watch(lambda: board.snapshot() | search.so_far()):
         search_in_process(job, search, board, work)
     return search.overran
 
@@ -95,7 +95,7 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     job = _job(sweep)
     search = open_search(job, ledger)
     with (
-        watch(lambda: ray.get(board.snapshot.remote())),
+        watch(lambda: ray.get(board.snapshot.remote()) | search.so_far()),
         running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.

@@ -34,12 +34,13 @@ from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
-from ee_ray.train import World
+from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
 SPARE_SECONDS = 30.0  # a slot without work for so long gives its room back; to have it again takes 13 s
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
+RESIZE_SECONDS = 60.0
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
 
 
@@ -80,7 +81,7 @@ def slot_worker(config: dict[str, Any]) -> None:
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
-    world = World(ray.train.torch.get_device(), rank, size, ray.train.torch.prepare_model)
+    world = World(ray.train.torch.get_device(), rank, size, config["parallel"])
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
@@ -122,7 +123,7 @@ def _room(execution: Execution, board: ActorHandle[Board]) -> bool:
     Raises:
         UserError: nodes were lost, and for a while now none that is left or may come has had room.
     """
-    group = ray.util.placement_group([_bundle(execution)] * execution.workers)
+    group = ray.util.placement_group([_bundle(execution)] * execution.fewest_workers)
     held = monotonic()
     try:
         while not group.wait(ROOM_SECONDS):
@@ -145,12 +146,20 @@ def _is_without_room(error: Exception) -> bool:
 
 
 def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, folder: Path) -> None:
-    config = {"board": board, "slot": slot, "store": str(store.root), "threads": execution.cpus_per_worker}
+    config = {
+        "board": board,
+        "slot": slot,
+        "store": str(store.root),
+        "threads": execution.cpus_per_worker,
+        "parallel": execution.parallel,
+    }
     TorchTrainer(
         slot_worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=execution.workers,
+            num_workers=tuple(execution.workers) if isinstance(execution.workers, list) else execution.workers,
+            # Another size restarts the group, which costs what was trained since its last saved state.
+            elastic_resize_monitor_interval_s=max(RESIZE_SECONDS, execution.checkpoint_seconds),
             use_gpu=execution.gpus_per_worker > 0,
             resources_per_worker=_bundle(execution),
         ),

@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE, ON_HEAD
+from ee_ray.events import link_runs
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import decide
+from ee_ray.propose import decide, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -50,7 +53,10 @@ class Job:
     def orders(self, trial: Trial) -> list[Order]:
         how = self.spec.execution
         stages = distinct([trial]).values()
-        return [Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds) for stage in stages]
+        return [
+            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            for stage in stages
+        ]
 
 
 class LadderSampler(BaseSampler):
@@ -85,6 +91,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.started = time.monotonic()
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.decision = ledger.decision
+        self._names: dict[str, str] = {}
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
@@ -96,6 +103,11 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
         )
         self._tell_known()
+        self._show(ledger.trials)
+
+    def _show(self, trials: list[Trial]) -> None:
+        """Link the published stages of trials where TensorBoard finds them by recipe."""
+        link_runs(self.store, self.spec.name, trials, self.spec.search.ladder, len(self.spec.choices))
 
     def _tell_known(self) -> None:
         """Bring the study up to the ledger: trials that died with an earlier run fail, results it lacks are added."""
@@ -132,6 +144,24 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             return f"max_gpu_hours {limits.max_gpu_hours:g} are spent"
         return None
 
+    def so_far(self) -> dict[str, Any]:
+        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
+        ladder, results = self.spec.search.ladder, dict(self.results)
+        for point in list(self.running.values()):
+            for key in distinct([self.job.trial(self.parameters(point))]):
+                self._names.setdefault(key, f"lambda {point.level / ladder:g}, seed {point.seed}")
+        best = min(
+            ((loss, point) for point, loss in results.items() if loss is not None), key=itemgetter(0), default=None
+        )
+        optimum = estimate(self.spec, results)
+        return {
+            "names": self._names,
+            "best": {"loss": best[0], "lambda": best[1].level / ladder, "seed": best[1].seed} if best else None,
+            "optimum": {"lambda": optimum.lambda_star, "ci95": optimum.ci95, "verdict": optimum.verdict}
+            if optimum
+            else None,
+        }
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.ends():
             finished: str = Searcher.FINISHED
@@ -153,7 +183,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             self.results[point] = None if failed else float(value)
         else:
             self.lost.add(point)
-        for key in distinct([self.job.trial(self.parameters(point))]):
+        trial = self.job.trial(self.parameters(point))
+        self._show([trial])
+        for key in distinct([trial]):
             if record := self.store.record(key):
                 self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
@@ -162,11 +194,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time that this sweep gave a published stage, seconds: training and evaluation, on the GPUs of its spec."""
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, by the workers that ended it."""
     if record["sweep"] != spec.name:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
-    return busy * spec.execution.workers * spec.execution.gpus_per_worker
+    workers: int = record["workers"]
+    return busy * workers * spec.execution.gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:
@@ -215,6 +248,7 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
 def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
+    name = partial(_trial_name, job.spec.search.ladder)
     tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
@@ -222,8 +256,8 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
             num_samples=job.spec.search.max_trials,
             max_concurrent_trials=concurrency,
             reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_name_creator=name,
+            trial_dirname_creator=name,
         ),
         run_config=tune.RunConfig(
             name=folder.name,
@@ -234,9 +268,10 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
     ).fit()
 
 
-def _trial_name(trial: Any) -> str:
+def _trial_name(ladder: int, trial: Any) -> str:
+    """What Ray's dashboard and folders call a trial: people know it by lambda and seed."""
     choice = f"-choice{trial.config['choice']:02d}" if "choice" in trial.config else ""
-    return f"level{trial.config['level']:02d}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
+    return f"lambda{trial.config['level'] / ladder:.4g}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:

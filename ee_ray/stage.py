@@ -4,33 +4,35 @@ The same function runs in process, on one machine and on a cluster; what differs
 """
 
 import math
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import torch
 import torch.distributed as dist
 import transformers
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ee_ray.board import Order
 from ee_ray.data.order import Indices, Run, schedule
 from ee_ray.data.pack import Packed, open_packed
+from ee_ray.errors import Diverged
 from ee_ray.evaluate import heldout_loss
 from ee_ray.identity import StageIdentity
 from ee_ray.interventions import adapt, merged
-from ee_ray.model import build_config, build_model, load_checkpoint, load_weights, save_weights
+from ee_ray.meter import steps_between_looks
+from ee_ray.model import build_config, build_model, load_checkpoint, load_weights
+from ee_ray.publish import publish
 from ee_ray.resume import newest_state, optimizer_state, read_state, write_state
-from ee_ray.store import METRICS, OPTIMIZER, WEIGHTS, Store
-from ee_ray.train import Batches, Keeper, Progress, Report, World, train
+from ee_ray.store import OPTIMIZER, Store
+from ee_ray.train import Batches, Keeper, Report, Watch, set_weights, train, weights_of
+from ee_ray.world import World
+
+ASKED_STEPS = 10
 
 
 def _open(store: Store, fingerprint: str) -> Packed:
@@ -73,36 +75,75 @@ def _load(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> 
 
 
 def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExecutor) -> Keeper:
-    """State is saved by rank 0, in the background, every `checkpoint_seconds`; one save at a time."""
+    """State is written by rank 0, in the background, every `checkpoint_steps`, and every `checkpoint_seconds` unless the
+    last one is still being written. Where weights are sharded all workers must collect: they ask rank 0's clock every
+    ASKED_STEPS."""
     stage, folder = order.stage.identity, store.work(order.stage.key)
-    step = newest_state(folder) if world.rank == 0 else 0
-    if world.size > 1:
-        box = [step]
-        dist.broadcast_object_list(box)
-        step = box[0]
+    step = _from_rank_zero(newest_state(folder) if world.rank == 0 else 0, world)
     last, writing = time.monotonic(), None
+
+    def is_due(step: int) -> bool:
+        late = time.monotonic() - last >= order.checkpoint_seconds and (writing is None or writing.done())
+        return late or (order.checkpoint_steps is not None and step % order.checkpoint_steps == 0)
 
     def save(step: int, collect: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         nonlocal last, writing
-        if world.rank or time.monotonic() - last < order.checkpoint_seconds or (writing and not writing.done()):
+        if world.is_sharded:
+            every = min(ASKED_STEPS, order.checkpoint_steps or ASKED_STEPS)
+            if step % every or not _from_rank_zero(is_due(step), world):
+                return
+        elif world.rank or not is_due(step):
             return
-        if writing:
-            writing.result()
         tensors, facts = collect()
-        writing = background.submit(write_state, folder, step, tensors, facts)
-        last = time.monotonic()
+        if world.rank == 0:
+            if writing:
+                writing.result()
+            writing = background.submit(write_state, folder, step, tensors, facts)
+            last = time.monotonic()
 
     start = load_file(store.stage(stage.parent) / OPTIMIZER) if stage.parent and stage.course.begin else None
     return Keeper(start, read_state(folder, step) if step else None, save)
 
 
-def _validation(store: Store, stage: StageIdentity, model: nn.Module, world: World) -> Callable[[], float]:
-    """The loss that early stopping watches: on held-out windows of D_post that L_im is not measured on."""
+def _from_rank_zero(value: int, world: World) -> int:
+    """What rank 0 has, on every worker."""
+    if world.size == 1:
+        return value
+    box = torch.tensor([value], device=world.device)
+    dist.broadcast(box, 0)
+    return int(box)
+
+
+def _watch(store: Store, stage: StageIdentity, model: nn.Module, world: World) -> Watch:
+    """Early stopping watches held-out windows of D_post that L_im is not measured on; the curve those that it is."""
+
+    def loss(windows: NDArray[np.int64]) -> float:
+        return heldout_loss(model, windows, world.device, stage.precision)
+
+    windows = _heldout(store, stage)
+    every = steps_between_looks(stage, {role: len(rows) for role, rows in windows.items()})
+
+    def heldout() -> dict[str, float]:
+        return {role: loss(rows) for role, rows in windows.items()}
+
     if not stage.early_stopping:
-        return lambda: math.nan
+        return Watch(heldout=heldout, every=every)
     pool = _open(store, dict(stage.heldout)["post"])
-    windows = pool.validation(stage.early_stopping["windows"], stage.heldout_windows)
-    return lambda: heldout_loss(model, windows, world.device, stage.precision)
+    watched = pool.validation(stage.early_stopping["windows"], stage.heldout_windows)
+    return Watch(lambda: loss(watched), heldout, every)
+
+
+def _heldout(store: Store, stage: StageIdentity) -> dict[str, NDArray[np.int64]]:
+    return {role: _open(store, data).heldout(stage.heldout_windows) for role, data in stage.heldout}
+
+
+def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: World, vocab_size: int) -> nn.Module:
+    """The plain model, whole on every worker."""
+    if not world.is_sharded:
+        return merged(trained)
+    again = adapt(_load(store, stage, vocab_size, checks=False), stage.dropout, stage.lora)
+    set_weights(again, weights_of(trained))
+    return merged(again).to(world.device)
 
 
 def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
@@ -124,56 +165,22 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
             resumed = keeper.saved[1]["step"] if keeper.saved else 0
             store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
-        validation = _validation(store, stage, trained, world)
-        at, optim = train(trained, batches, stage, world, order.micro_batch, report, validation, keeper)
-    plain = merged(trained)
+        watch = _watch(store, stage, trained, world)
+        at, optim = train(trained, batches, stage, world, order.micro_batch, report, watch, keeper)
+    moments = optimizer_state(trained, optim) if stage.is_continued else None
+    plain = _handed_on(store, stage, trained, world, pools[0].vocab_size)
+    del model, trained, optim, watch  # what is sharded may need its room for the whole
     evaluating = time.monotonic()
     losses = {
-        role: heldout_loss(plain, _open(store, data).heldout(stage.heldout_windows), world.device, stage.precision)
-        for role, data in stage.heldout
+        role: heldout_loss(plain, windows, world.device, stage.precision)
+        for role, windows in _heldout(store, stage).items()
     }
+    if not all(map(math.isfinite, losses.values())):
+        raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
     seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}
-    published = False
+    published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds)
     if world.rank == 0:
-        with store.draft(order.stage.key) as draft:
-            save_weights(plain, draft / WEIGHTS)
-            if stage.is_continued:
-                save_file(optimizer_state(plain, optim), draft / OPTIMIZER)
-            parquet.write_table(pa.table(asdict(at.curve)), draft / METRICS)
-            record = _record(order, plain, world, at, losses, seconds)
-            published = store.publish(order.stage.key, draft, record)
-            store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
-    if dist.is_initialized() and world.size > 1:
+        store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
+    if world.size > 1:
         dist.barrier()
     return published
-
-
-def _record(
-    order: Order, model: nn.Module, world: World, at: Progress, losses: dict[str, float], seconds: dict[str, float]
-) -> dict[str, Any]:
-    stage = order.stage.identity
-    tokens = at.curve.tokens[-1]
-    trained_seconds = at.curve.seconds[-1]  # also what was trained before an interruption
-    return {
-        "kind": stage.kind,
-        "parent": stage.parent,
-        "sweep": order.sweep,
-        "tokens": tokens,
-        "steps": at.step,
-        "best_step": at.best_step or None,
-        "losses": losses,
-        "train_loss": at.curve.loss[-1],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "tokens_per_s": round(tokens / trained_seconds, 1),
-        "workers": world.size,
-        "device": str(world.device) if world.device.type == "cpu" else torch.cuda.get_device_name(),
-        "host": platform.node(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "payload": stage.payload(),
-    }

@@ -7,6 +7,7 @@ weighs each of its tokens as every other step does.
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,27 +22,18 @@ from ee_ray.data.order import Indices
 from ee_ray.errors import Diverged
 from ee_ray.evaluate import token_losses
 from ee_ray.identity import StageIdentity
+from ee_ray.meter import CURVE_POINTS, Curve, Meter, flops_per_token
 from ee_ray.resume import optimizer_state, set_optimizer_state
+from ee_ray.world import World, laid_out_as, whole
 
 BETAS = (0.9, 0.95)  # paper, tables 3 to 8
 CLIP_NORM = 1.0
-CURVE_POINTS = 50
 REPORT_SECONDS = 0.5
 # Sequences that share one draw of dropout's masks. Fixed, so that masks depend neither on workers nor on micro-batches;
 # 8 x 1,024 tokens fill a GPU, and more would only save memory traffic.
 MASK_SEQUENCES = 8
 
 Report = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class World:
-    """This worker's place: rank of size, its device, and how a model is made ready for many workers (DDP)."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
 @dataclass(frozen=True)
@@ -56,20 +48,6 @@ class Batches:
     order: Indices
     gather: Callable[[Indices], NDArray[np.int64]]
     counted: Callable[[Indices], int]
-
-
-@dataclass
-class Curve:
-    """About CURVE_POINTS points of training, one list a column; `loss` is this step's global batch, in nats;
-    `validation` is NaN where early stopping did not look."""
-
-    step: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -126,13 +104,17 @@ def has_masks(stage: StageIdentity) -> bool:
 def shares(rows: Indices, world: World, micro_batch: int, masked: bool) -> list[tuple[Indices, float, int]]:
     """This worker's micro-batches of a global batch, each with its weight and the number of its draw of masks.
 
-    A worker that a short last batch leaves without rows repeats one with weight 0: it must still join the reduction.
+    Every worker gets as many: where one has less, or in a short last batch nothing, it repeats a row with weight 0, for it
+    must join what the others do together.
     """
     if masked:
         blocks = [(rows[i : i + MASK_SEQUENCES], 1.0, i) for i in range(0, len(rows), MASK_SEQUENCES)]
-        return blocks[world.rank :: world.size] or [(rows[:1], 0.0, 0)]
-    mine = rows[world.rank :: world.size]
-    return [(mine[i : i + micro_batch], 1.0, 0) for i in range(0, len(mine), micro_batch)] or [(rows[:1], 0.0, 0)]
+        mine, most = blocks[world.rank :: world.size], math.ceil(len(blocks) / world.size)
+    else:
+        own = rows[world.rank :: world.size]
+        mine = [(own[i : i + micro_batch], 1.0, 0) for i in range(0, len(own), micro_batch)]
+        most = math.ceil(math.ceil(len(rows) / world.size) / micro_batch)
+    return mine + [(rows[:1], 0.0, 0)] * (most - len(mine))
 
 
 class _Trainer:
@@ -142,7 +124,7 @@ class _Trainer:
         self, model: nn.Module, batches: Batches, stage: StageIdentity, world: World, micro_batch: int | None
     ) -> None:
         self.model, self.batches, self.stage, self.world = model, batches, stage, world
-        self.net = world.wrap(model)
+        self.net = world.spread(model)
         self.optim = optimizer(model, stage.weight_decay)
         self.micro = min(micro_batch or stage.global_batch_size, -(-stage.global_batch_size // world.size))
         self.masked = has_masks(stage)
@@ -160,7 +142,7 @@ class _Trainer:
             )
 
     def collect(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that `restore` needs, copied to the CPU: training may go on while it is written."""
+        """All that `restore` needs, whole and copied to the CPU: training may go on while it is written."""
         tensors = {f"model.{name}": value for name, value in weights_of(self.model).items()}
         best = {f"best.{name}": value for name, value in self.at.best.items()}
         return {**tensors, **best, **optimizer_state(self.model, self.optim)}, self.at.facts()
@@ -173,7 +155,7 @@ class _Trainer:
             group["lr"] = rate
         self.optim.zero_grad(set_to_none=True)
         loss = self._backward(self.batches.order[step * stage.global_batch_size : (step + 1) * stage.global_batch_size])
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM)
+        norm = whole(nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM))
         self.at.step += 1
         return loss, rate, norm
 
@@ -216,20 +198,35 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU of what training changes, by name; tied tensors once."""
-    return {name: param.detach().cpu().clone() for name, param in model.named_parameters() if param.requires_grad}
+    """Copies on the CPU of what training changes, whole, by name; tied tensors once."""
+    return {
+        name: whole(param.detach()).cpu().clone() for name, param in model.named_parameters() if param.requires_grad
+    }
 
 
 @torch.no_grad()
 def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """The reverse of `weights_of`.
+    """The reverse of `weights_of`, whatever the layout of the model.
 
     Raises:
         KeyError: a parameter that is trained is missing.
     """
     for name, param in model.named_parameters():
         if param.requires_grad:
-            param.copy_(weights[name])
+            param.copy_(laid_out_as(weights[name], param))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is evaluated on the way, the same on every worker.
+
+    validation: the loss that early stopping watches.
+    heldout:    losses by role, for the curve, after every `every` steps.
+    """
+
+    validation: Callable[[], float] = lambda: math.nan
+    heldout: Callable[[], Mapping[str, float]] = dict
+    every: int = sys.maxsize
 
 
 def train(
@@ -239,63 +236,61 @@ def train(
     world: World,
     micro_batch: int | None,
     report: Report,
-    validation: Callable[[], float] = lambda: math.nan,
+    watch: Watch = Watch(),
     keeper: Keeper = Keeper(),
 ) -> tuple[Progress, torch.optim.Optimizer]:
     """Train `model` in place over the whole schedule, or until early stopping ends it with the best weights restored.
 
     Args:
         report: called with the number of tokens done, about every REPORT_SECONDS.
-        validation: the loss that early stopping watches, the same on every worker.
 
     Raises:
         Diverged: the gradient norm is not finite; every worker sees the same norm and raises at the same step.
     """
+    flops = flops_per_token(model, stage.sequence_length)
     trainer = _Trainer(model, batches, stage, world, micro_batch)
     trainer.restore(keeper)
     trainer.net.train()
     at, stopping = trainer.at, stage.early_stopping
     every = max(1, stage.steps // CURVE_POINTS)
-    earlier = at.curve.seconds[-1] if at.curve.seconds else 0.0
-    started = reported = time.monotonic()
+    meter = Meter(world, flops, at.curve.seconds[-1] if at.curve.seconds else 0.0, _tokens(stage, at.step))
+    reported = time.monotonic()
     while at.step < stage.steps:
         loss, rate, norm = trainer.step()
         ends = at.step == stage.steps
-        looks = bool(stopping) and (ends or at.step % stopping["every_steps"] == 0)  # type: ignore[index]
-        noted = ends or looks or at.step % every == 0
+        validates = bool(stopping) and (ends or at.step % stopping["every_steps"] == 0)  # type: ignore[index]
+        looks = not ends and at.step % watch.every == 0
+        noted = ends or validates or looks or at.step % every == 0
         if (noted or world.device.type == "cpu") and not math.isfinite(float(norm)):
             raise Diverged(f"gradient norm {float(norm)} at step {at.step} of {stage.steps}, learning rate {rate:g}, loss {float(loss):g}; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
         trainer.optim.step()
-        seen = validation() if looks else math.nan
+        seen = math.nan
         if noted:
-            seconds = earlier + time.monotonic() - started
-            _note(at, stage, _global_sum(loss, world), rate, float(norm), seconds, seen)
-        if looks and trainer.validate(seen):
+            mean, tokens = _global_sum(loss, world), _tokens(stage, at.step)
+            speed = meter.read(tokens)
+            meter.pause()
+            seen = watch.validation() if validates else math.nan
+            heldout = {f"heldout_{role}": value for role, value in watch.heldout().items()} if looks else {}
+            meter.resume()
+            at.curve.add(step=at.step, tokens=tokens, loss=mean, learning_rate=rate, grad_norm=float(norm), validation=seen, **speed, **heldout)  # fmt: skip
+        if validates and trainer.validate(seen):
             break
         if not ends:
             keeper.save(at.step, trainer.collect)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            report(min(at.step * stage.global_batch_size, stage.windows) * stage.sequence_length)
+            report(_tokens(stage, at.step))
     if at.best:
         set_weights(model, at.best)
     return at, trainer.optim
+
+
+def _tokens(stage: StageIdentity, step: int) -> int:
+    """Trained after `step` steps."""
+    return min(step * stage.global_batch_size, stage.windows) * stage.sequence_length
 
 
 def _global_sum(loss: Tensor, world: World) -> float:
     if world.size > 1:
         torch.distributed.all_reduce(loss)
     return float(loss)
-
-
-def _note(
-    at: Progress, stage: StageIdentity, loss: float, rate: float, norm: float, seconds: float, validation: float
-) -> None:
-    curve = at.curve
-    curve.step.append(at.step)
-    curve.tokens.append(min(at.step * stage.global_batch_size, stage.windows) * stage.sequence_length)
-    curve.loss.append(loss)
-    curve.learning_rate.append(rate)
-    curve.grad_norm.append(norm)
-    curve.seconds.append(round(seconds, 4))
-    curve.validation.append(validation)

@@ -67,6 +67,19 @@ def test_a_slot_that_died_gets_its_stage_again_a_bounded_number_of_times():
     assert f"died {ATTEMPTS} times" in board.evidence(key)["error"]
 
 
+def test_a_stage_that_gets_further_each_time_is_not_given_up():
+    """As on nodes that come and go: its saved state carries it on."""
+    board = asked(Point(2, 0))
+    key = board.take("a").stage.key
+    for tokens in range(1, 5 * ATTEMPTS):
+        board.progress(key, tokens)
+        assert board.take("a").stage.key == key
+    for _ in range(ATTEMPTS - 1):
+        board.progress(key, 1)  # begins before where it was, and dies where it died
+        assert board.take("a").stage.key == key
+    assert board.take("a") is None
+
+
 def test_what_a_lost_slot_held_goes_to_another():
     board = asked(Point(2, 0))
     key = board.take("a").stage.key

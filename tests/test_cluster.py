@@ -144,6 +144,10 @@ def test_slots_are_counted_worker_by_worker_and_node_by_node():
     assert slots_that_fit(CPUS, [HEAD, {"CPU": 5}, {"CPU": 4}]) == 2
     assert slots_that_fit(CPUS, [{"CPU": 3}, {"CPU": 3}]) == 1
     assert slots_that_fit(GPUS, [{"CPU": 64}, {"CPU": 8, "GPU": 3}]) == 1
+    some = Execution(workers=[2, 4])
+    assert [slots_that_fit(some, [{"CPU": cpus}]) for cpus in (2, 3, 4, 9)] == [1, 1, 1, 2]
+    with pytest.raises(UserError, match="a stage needs 2 CPUs"):
+        slots_that_fit(some, [{"CPU": 1}])
     assert slots_that_fit(Execution(gpus_per_worker=0.1), [{"CPU": 64, "GPU": 1}]) == 10
 
 

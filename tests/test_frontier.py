@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ee_ray.compare import compare
 from ee_ray.frontier import Points, envelope, frontiers, hull, hypervolume, pareto
 
-PAPER = Path(__file__).resolve().parent / "paper"
+PAPER = Path(__file__).resolve().parent.parent / "ee_ray/report/paper_figures"
 READING = 1e-6  # the figures were read to 1e-7
 KINDS = ["hull", "pareto"]
 LINE = ["figure", "panel", "subpanel", "pipeline", "view", "method"]

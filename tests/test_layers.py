@@ -13,13 +13,14 @@ LAYERS = [
     "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease",
-    "model", "interventions", "resume", "evaluate", "train", "stage",
+    "model", "interventions", "world", "resume", "meter", "evaluate", "train", "events", "publish", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page",
+    "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
+    "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
-    "verify", "progress", "log", "launch", "api", "cli",
+    "verify", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip
 
 

@@ -117,6 +117,21 @@ def test_two_workers_a_stage_give_the_same_stages_and_nearly_the_same_losses(fin
         assert losses == pytest.approx(theirs[key][0], abs=1e-3)
 
 
+def test_a_range_of_workers_takes_what_there_is_and_shards_the_model_over_it(finished, tmp_path):
+    """Up to four sharded workers are asked for, and the machine has room for two."""
+    place = Place(tmp_path)
+    half = max(1, (os.cpu_count() or 1) // 2)
+    changes = {"execution__workers": [1, 4], "execution__cpus_per_worker": half, "execution__parallel": "fsdp"}
+    run = Run(place, place.write(**changes, search__max_trials=6))
+    assert run.end() == 0, run.log.read_text()
+    ours, theirs = place.numbers(), finished.numbers()
+    assert ours.keys() <= theirs.keys() and len(ours) == 22
+    records = [place.store.record(key) for key in ours]
+    assert {(record["workers"], record["parallel"]) for record in records} == {(2, "fsdp")}
+    for key, (losses, _) in ours.items():
+        assert losses == pytest.approx(theirs[key][0], abs=1e-3)
+
+
 def test_more_workers_than_the_machine_has_cpus_is_said_in_one_message(tmp_path):
     place = Place(tmp_path)
     run = Run(place, place.write(execution__cpus_per_worker=999))

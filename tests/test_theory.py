@@ -251,7 +251,7 @@ def test_the_command_says_the_same_twice_and_another_seed_something_else(told):
 def test_the_page_stands_alone(told):
     page = (told[3] / "index.html").read_text()
     assert "<script src=" not in page and 'rel="stylesheet"' not in page
-    assert page.count('class="plotly-graph-div"') == 6
+    assert page.count('class="figure"') == 6
     assert "not aligned" in page and 'id="verdict"' in page
 
 

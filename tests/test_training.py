@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import ray_environment, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ee_ray.meter
 from ee_ray.board import Order
 from ee_ray.data.order import schedule
 from ee_ray.errors import Diverged, UserError
@@ -28,7 +30,8 @@ from ee_ray.resume import newest_state, read_state
 from ee_ray.spec.model import PRESETS
 from ee_ray.stage import run_stage
 from ee_ray.sweep import open_sweep, prepare
-from ee_ray.train import Progress, World, learning_rate, shares, weights_of
+from ee_ray.train import Progress, learning_rate, shares, weights_of
+from ee_ray.world import World
 
 CPU = World(torch.device("cpu"))
 NO_DROPOUT = {"embedding": 0.0, "attention": 0.0, "residual": 0.0, "mlp": 0.0}
@@ -47,8 +50,8 @@ class Bench:
     def trial(self, level: int = 2, seed: int = 0, choice: int = 0):
         return build_trial(self.sweep.spec, self.sweep.data, Point(level, seed, choice))
 
-    def run(self, stage, world: World = CPU, micro_batch: int | None = None, report=lambda tokens: None, every: float = 1e9):  # fmt: skip
-        run_stage(self.store, Order(stage, "tiny", micro_batch, every), world, report)
+    def run(self, stage, world: World = CPU, micro_batch: int | None = None, report=lambda tokens: None, every: float = 1e9, steps: int | None = None):  # fmt: skip
+        run_stage(self.store, Order(stage, "tiny", micro_batch, every, steps), world, report)
         return self.store.record(stage.key)
 
     def run_all(self, stages):
@@ -186,8 +189,9 @@ def test_replay_brings_general_text_in_proportion_to_what_is_trained(bench):
     assert found == {0: {"post": 64, "pre": 32}, 2: {"post": 32, "pre": 16}}
 
 
-def kill_in_the_middle(bench: Bench, stage, after: int) -> None:
-    """Run the stage in a process of its own, saving after each step, and kill it once it has saved `after` steps."""
+def kill_in_the_middle(bench: Bench, stage, steps: int, not_before: float) -> int:
+    """Run the stage in a process of its own, saving every `steps` steps, and kill it `not_before` seconds after it first
+    saved; returns the step that it can go on from."""
     code = f"""
 import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import *
@@ -198,14 +202,16 @@ import ee_ray.train as t
 torch.set_num_threads({torch.get_num_threads()})
 slow = t._Trainer.step
 t._Trainer.step = lambda self: (time.sleep(0.05), slow(self))[1]  # time to be killed in
-bench.run(stages[{stage.key!r}], every=0.0)
+bench.run(stages[{stage.key!r}], steps={steps})
 """
     process = subprocess.Popen([sys.executable, "-c", code], env=ray_environment(), stderr=subprocess.PIPE, text=True)
-    while newest_state(bench.store.work(stage.key)) < after:
+    while not newest_state(bench.store.work(stage.key)):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
+    time.sleep(not_before)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(60)
+    return newest_state(bench.store.work(stage.key))
 
 
 VARYING = {"setting": "varying", "stages__posttrain__passes": 6, "stages__posttrain__early_stopping": {"every_steps": 4, "patience": 2, "windows": 8}}  # fmt: skip
@@ -213,11 +219,16 @@ DROPOUT = {"stages__posttrain__dropout": {"embedding": 0.1, "attention": 0.1, "r
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
-    [("pretrain", {}), ("posttrain", VARYING), ("posttrain", {**DROPOUT, "stages__posttrain__lora": LORA})],
-    ids=["plain", "early stopping", "dropout and adapters"],
+    ("kind", "changes", "damaged"),
+    [
+        ("pretrain", {}, False),
+        ("pretrain", {}, True),
+        ("posttrain", VARYING, False),
+        ("posttrain", {**DROPOUT, "stages__posttrain__lora": LORA}, False),
+    ],
+    ids=["plain", "and its last state is damaged", "early stopping", "dropout and adapters"],
 )
-def test_a_stage_killed_in_the_middle_ends_as_the_unbroken_one_bit_for_bit(write, tmp_path, kind, changes):
+def test_a_stage_killed_at_a_random_step_ends_as_the_unbroken_one_bit_for_bit(write, tmp_path, kind, changes, damaged):
     unbroken = Bench(write, **changes)
     stage = getattr(unbroken.trial(2), kind)
     unbroken.run_all([*unbroken.trial(2).pretrains, stage] if kind == "posttrain" else [stage])
@@ -229,13 +240,43 @@ def test_a_stage_killed_in_the_middle_ends_as_the_unbroken_one_bit_for_bit(write
     broken.store = broken.sweep.store
     if kind == "posttrain":
         broken.run_all(broken.trial(2).pretrains)
-    kill_in_the_middle(broken, stage, after=5)
-    step = newest_state(broken.store.work(stage.key))
-    assert 5 <= step < stage.identity.steps
+    steps, seconds = random.choice((1, 2, 3)), random.uniform(0.0, 0.6)
+    at = kill_in_the_middle(broken, stage, steps, seconds)
+    print(f"saved every {steps} steps, killed {seconds:.3f} s after the first, at step {at}")  # shown if this fails
+    assert 0 < at < stage.identity.steps and at % steps == 0
+    if damaged:
+        folder = broken.store.work(stage.key)
+        (folder / f"{at:08d}" / "state.safetensors").open("r+b").truncate(1000)
+        assert newest_state(folder) < at
     record = broken.run(stage)
     assert broken.weights(stage) == unbroken.weights(stage)
     assert record["losses"] == unbroken.store.record(stage.key)["losses"]
     assert not broken.store.work(stage.key).exists()
+
+
+def test_states_are_written_every_so_many_steps_and_the_last_two_are_kept(bench):
+    here = bench()
+    stage = here.trial(0).pretrain
+    with pytest.raises(KeyboardInterrupt):
+        here.run(stage, steps=5, report=_interrupt_after(23 * 8 * 32))
+    assert sorted(path.name for path in here.store.work(stage.key).glob("[0-9]*")) == ["00000015", "00000020"]
+
+
+@pytest.mark.parametrize("changes", [{}, DROPOUT], ids=["plain", "dropout"])
+def test_looking_at_held_out_losses_on_the_way_changes_no_bit_of_what_is_trained(write, tmp_path, monkeypatch, changes):
+    weights, curves = [], []
+    for share in (0.0, 10.0):
+        monkeypatch.setattr(ee_ray.meter, "LOOK_SHARE", share)
+        (tmp_path / str(share)).mkdir()
+        here = Bench(write, **changes)
+        here.sweep = open_sweep(here.path, tmp_path / str(share) / "store")
+        prepare(here.sweep, lambda role, done: None)
+        here.store = here.sweep.store
+        here.run_all(here.trial(2).stages[:2])
+        weights.append(here.weights(here.trial(2).posttrain))
+        curves.append(_curve(here, here.trial(2).posttrain))
+    assert weights[0] == weights[1]
+    assert [sum(math.isfinite(loss) for loss in curve["heldout_post"]) for curve in curves] == [0, 7]
 
 
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(bench):
@@ -447,5 +488,5 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
 
 def test_facts_of_a_state_survive_json():
     at = Progress(best_loss=math.inf)
-    at.curve.validation.append(math.nan)
+    at.curve.add(step=1)
     assert json.loads(json.dumps(at.facts()))["best_loss"] == math.inf

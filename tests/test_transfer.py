@@ -68,7 +68,7 @@ def test_predictions_hold_the_truth_as_often_as_they_say():
 
 def test_each_size_of_the_paper_is_held_by_what_the_other_two_predict():
     """Figure 3b, one run for each level: the curves say little by themselves, and the intervals must own up to that."""
-    figure = pd.read_csv(ROOT / "tests/paper/fig3.csv")
+    figure = pd.read_csv(ROOT / "ee_ray/report/paper_figures/fig3.csv")
     figure = figure[figure["setting"] == "compute_matched"]
     sizes, posteriors, stars = [], [], []
     for tokens, rows in figure.groupby("dataset_tokens"):

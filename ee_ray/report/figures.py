@@ -1,119 +1,283 @@
-"""Plotly figures, drawn from data that other modules computed."""
+"""Plotly figures, drawn from tables that other modules computed.
+
+A trace whose points stand for rows of a table says so: `meta` names the table, `customdata` holds the rows. The page
+pins points by that.
+"""
+
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from ee_ray.frontier import frontiers
-from ee_ray.optimum import Optimum
-from ee_ray.plan import Trial, distinct
+from ee_ray.report.tables import Tables
 
-# Okabe and Ito's palette: told apart by colour-blind eyes.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Okabe and Ito's palette, told apart by colour-blind eyes; its black is grey here, to be seen on light and on dark.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a"]
+INK, GRID, PAPER = "#1a1a1a", "#e1e4e6", "#ffffff"
+AXIS = {
+    "gridcolor": GRID,
+    "zeroline": False,
+    "linecolor": GRID,
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 13}},
+}
 LAYOUT = {
-    "template": "plotly_white",
-    "margin": {"l": 70, "r": 40, "t": 40, "b": 60},
-    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-    # Beside the legend and above a colour bar, not over them.
-    "modebar": {"orientation": "v", "remove": ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]},
+    "template": "none",
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+    "paper_bgcolor": PAPER,
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "margin": {"l": 64, "r": 16, "t": 36, "b": 52},
+    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
+    "hovermode": "closest",
     "height": 440,
-}  # fmt: skip
+    "xaxis": AXIS,
+    "yaxis": AXIS,
+}
+METHOD_COLOURS = {"unmixed": COLOURS[1], "mixed": COLOURS[0]}
+# Viridis without its darkest part, which is not seen on dark.
+SCALE = [[0, "#31688e"], [0.33, "#21918c"], [0.66, "#5ec962"], [1, "#fde725"]]
 KIND_COLOURS = {"pretrain": COLOURS[5], "posttrain": COLOURS[4], "finetune": COLOURS[3]}
 NATS = "nats per token"
+LAMBDA = "lambda: fraction of D_post mixed into pretraining"
+NAMES = {"L_ft": "fine-tuning loss L_ft", "L_ret": "retained loss L_ret", "L_pre": "pretraining loss L_pre"}
+SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagram", "triangle-down"]
+MOST_STAGES = 1200  # an icicle of more is slow to draw and too fine to read
 
 
-def _figure(x: str, y: str) -> go.Figure:
-    figure = go.Figure(layout=LAYOUT)
-    figure.update_xaxes(title=x)
-    figure.update_yaxes(title=y)
+def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+    figure = go.Figure(layout={**LAYOUT, **layout})
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)
     return figure
 
 
-def optimum_figure(table: pd.DataFrame, optimum: Optimum, loss: str) -> go.Figure:
-    """The objective against lambda: runs, fitted curve with band, lambda* with interval. table: lambda, seed, loss."""
-    figure = _figure("lambda: fraction of D_post mixed into pretraining", f"{loss.split(',')[0]}, {NATS}")
-    curve, low, high = optimum.curve, *optimum.ci95
-    figure.add_vrect(x0=low, x1=high, fillcolor=COLOURS[2], opacity=0.12, line_width=0)
-    figure.add_vline(x=optimum.lambda_star, line={"color": COLOURS[2], "dash": "dash"})
-    figure.add_annotation(
-        x=optimum.lambda_star, y=1, yref="paper", yanchor="top", xanchor="left", showarrow=False,
-        text=f" lambda* = {optimum.lambda_star:.3g}", font={"color": COLOURS[2]},
-    )  # fmt: skip
-    band = pd.concat([curve[["lambda", "hi"]].set_axis(["x", "y"], axis=1), curve[["lambda", "lo"]].iloc[::-1].set_axis(["x", "y"], axis=1)])  # fmt: skip
-    figure.add_scatter(x=band["x"], y=band["y"], fill="toself", fillcolor="rgba(0,114,178,0.15)", line_width=0, hoverinfo="skip", name="95% band")  # fmt: skip
-    figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": COLOURS[0]}, name="fitted mean over seeds")  # fmt: skip
-    for number, (seed, runs) in enumerate(table.groupby("seed")):
-        runs = runs.sort_values("lambda")
-        figure.add_scatter(
-            x=runs["lambda"], y=runs["loss"], mode="markers", name=f"seed {seed}",
-            marker={"size": 9, "symbol": number % 20, "color": COLOURS[1], "line": {"width": 1, "color": "white"}},
-            hovertemplate="lambda %{x}<br>loss %{y:.4f}",
-        )  # fmt: skip
-    return figure
+def _faded(colour: str, alpha: float) -> str:
+    return f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},{alpha})"
 
 
-def losses_figure(means: pd.DataFrame) -> go.Figure:
-    """L_im, and L_ret at each fine-tuning rate, against lambda: means over seeds, bars from lowest to highest."""
-    figure = _figure("lambda", f"held-out loss on D_post, {NATS}")
-    rates = sorted(means["finetune_lr"].unique())
-    curves = [("L_im, before fine-tuning", "L_im", means[means["finetune_lr"] == rates[0]])]
-    curves += [(f"L_ret, fine-tuned at {rate:g}", "L_ret", means[means["finetune_lr"] == rate]) for rate in rates]
-    for number, (name, loss, points) in enumerate(curves):
-        points = points.sort_values("lambda")
-        spread = {
-            "type": "data", "symmetric": False, "thickness": 1,
-            "array": points[f"{loss}_max"] - points[loss], "arrayminus": points[loss] - points[f"{loss}_min"],
-        }  # fmt: skip
-        dash = "dot" if loss == "L_im" else "solid"
-        line = {"color": COLOURS[number % len(COLOURS)], "dash": dash}
-        figure.add_scatter(x=points["lambda"], y=points[loss], error_y=spread, mode="lines+markers", line=line, name=name)  # fmt: skip
-    return figure
-
-
-def frontier_figure(means: pd.DataFrame, x: str = "L_ft", y: str = "L_ret") -> go.Figure:
-    """Every recipe (mean over seeds) and the Pareto sets of unmixed and mixed recipes; dotted: the lower-left hull."""
-    names = {"L_ft": "fine-tuning loss L_ft", "L_ret": "retained loss L_ret", "L_pre": "pretraining loss L_pre"}
-    figure = _figure(f"{names[x]}, {NATS}", f"{names[y]}, {NATS}")
+def _band(figure: go.Figure, x: "pd.Series[float]", table: pd.DataFrame, colour: str, **more: Any) -> None:
+    """A filled band between columns lo and hi."""
     figure.add_scatter(
-        x=means[x], y=means[y], mode="markers", name="recipes",
-        marker={"color": means["lambda"], "colorscale": "Viridis", "cmin": 0, "cmax": 1, "size": 9, "colorbar": {"title": "lambda", "len": 0.6, "y": 0, "yanchor": "bottom"}},
-        customdata=means[["lambda", "finetune_lr", "seeds", "choice"]],
-        hovertemplate="lambda %{customdata[0]}<br>fine-tuning rate %{customdata[1]:g}<br>choice %{customdata[3]}<br>" + f"{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<br>%{{customdata[2]}} seeds",
+        x=[*x, *x[::-1]], y=[*table["hi"], *table["lo"][::-1]], fill="toself", fillcolor=_faded(colour, 0.16), line_width=0,
+        mode="lines", hoverinfo="skip", **more,
     )  # fmt: skip
-    for name, chosen, colour in (("unmixed (lambda = 0)", means["lambda"] == 0, COLOURS[1]), ("mixed", means["lambda"] > 0, COLOURS[0])):  # fmt: skip
-        if not chosen.any():
-            continue
-        marked = frontiers(means[chosen], x, y).sort_values(x)
-        pareto, hull = marked[marked["on_pareto"]], marked[marked["on_hull"]]
-        figure.add_scatter(x=pareto[x], y=pareto[y], mode="lines", line={"color": colour}, name=f"Pareto set, {name}")
-        figure.add_scatter(x=hull[x], y=hull[y], mode="lines", line={"color": colour, "dash": "dot"}, name=f"hull, {name}", showlegend=False)  # fmt: skip
+
+
+def recipe_name(row: Any, choices: int) -> str:
+    """A row of `runs` or `recipes` in words."""
+    seeds = f"seed {row['seed']}" if "seed" in row else f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    choice = f", choice {row['choice']}" if choices > 1 else ""
+    return f"lambda {row['lambda']:g}, {seeds}{choice}, fine-tuned at {row['finetune_lr']:g}"
+
+
+def short(question: str) -> str:
+    """`describe`'s words, short enough for a legend."""
+    for long, brief in (
+        ("retained loss ", ""),
+        ("immediate loss ", ""),
+        (", fine-tuned at ", " at "),
+        ("a fine-tuning loss of ", "L_ft = "),
+    ):
+        question = question.replace(long, brief)
+    return question
+
+
+def _runs(figure: go.Figure, seen: pd.DataFrame, colour: str, size: int, **more: Any) -> None:
+    """The runs of one question, a symbol for each seed; they pin rows of `runs`."""
+    order = {seed: number for number, seed in enumerate(sorted(seen["seed"].unique()))}
+    figure.add_scatter(
+        x=seen["lambda"], y=seen["loss"], mode="markers", meta="runs", customdata=seen["run"].astype(object).where(seen["run"].notna(), None),
+        text=[f"lambda {row.iloc[0]:g}, seed {row.iloc[1]:g}" for _, row in seen[["lambda", "seed"]].iterrows()],
+        marker={"size": size, "symbol": [SYMBOLS[order[seed] % len(SYMBOLS)] for seed in seen["seed"]], "color": colour, "opacity": 0.85, "line": {"width": 1, "color": PAPER}},
+        hovertemplate="%{text}<br>%{y:.4f}<extra></extra>", **more,
+    )  # fmt: skip
+
+
+def question_figure(tables: Tables, question: str, large: bool = False) -> go.Figure:
+    """One loss against lambda: runs, fitted mean with its band, lambda* with its interval, and, `large`, under them how
+    probable each level is to be the best."""
+    seen, curve, best, levels = (tables[name][tables[name]["question"] == question] for name in ("observations", "curves", "optima", "levels"))  # fmt: skip
+    figure = _figure(
+        LAMBDA if large else "lambda", f"{short(question)}, {NATS}" if large else "", height=480 if large else 280
+    )
+    if not large:
+        figure.update_layout(
+            showlegend=False, title={"text": short(question), "font": {"size": 14}, "x": 0, "xref": "paper"}
+        )
+    for row in best.to_dict("records"):
+        figure.add_vrect(x0=row["lo"], x1=row["hi"], fillcolor=COLOURS[2], opacity=0.14, line_width=0, layer="below")
+        figure.add_vline(x=row["lambda"], line={"color": COLOURS[2], "dash": "dash", "width": 1.5})
+        right = row["lambda"] > 0.5
+        figure.add_annotation(
+            x=row["lambda"], y=1, yref="y domain", yanchor="top", xanchor="right" if right else "left", showarrow=False,
+            text=f" lambda* = {row['lambda']:.2f} ", font={"color": COLOURS[2]},
+        )  # fmt: skip
+    if len(curve):
+        _band(figure, curve["lambda"], curve, COLOURS[0], name="95% band")
+        figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": COLOURS[0], "width": 2.5}, name="fitted mean over seeds", hovertemplate="lambda %{x:.3f}<br>mean %{y:.4f}<extra></extra>")  # fmt: skip
+    _runs(figure, seen, COLOURS[1], 10 if large else 7, name="runs, a symbol for each seed")
+    if large and len(levels):
+        figure.update_layout(yaxis={"domain": [0.24, 1]}, xaxis={"anchor": "y2"}, yaxis2={**AXIS, "domain": [0, 0.15], "title": {"text": "P(best)", "standoff": 8, "font": {"size": 13}}, "nticks": 3, "tickformat": ".0%"})  # fmt: skip
+        figure.add_bar(x=levels["lambda"], y=levels["p"], yaxis="y2", marker={"color": COLOURS[2]}, name="probability of being the best level", showlegend=False, hovertemplate="lambda %{x:g}<br>best with probability %{y:.3f}<extra></extra>")  # fmt: skip
+    figure.update_xaxes(range=[-0.04, 1.04])
     return figure
 
 
-def tree_figure(trials: list[Trial], ladder: int) -> go.Figure:
+def question_colours(tables: Tables) -> dict[str, str]:
+    """A colour for each question: L_im, L_ret by rate, then the others."""
+
+    def rank(question: str) -> tuple[int, float]:
+        if question.startswith("immediate"):
+            return 0, 0.0
+        rate = question.partition("retained loss L_ret, fine-tuned at ")[2]
+        return (1, float(rate)) if rate else (2, 0.0)
+
+    seen = sorted(dict.fromkeys(tables["observations"]["question"]), key=rank)
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(seen)}
+
+
+def losses_figure(tables: Tables) -> go.Figure:
+    """Every loss against lambda under one axis: runs, fitted means and bands; and the paper's Figure 3 where it applies."""
+    figure = _figure("lambda", f"held-out loss on D_post, {NATS}")
+    seen = tables["observations"]
+    for question, colour in question_colours(tables).items():
+        name = short(question)
+        curve = tables["curves"][tables["curves"]["question"] == question]
+        dash = "dot" if question.startswith("immediate") else "solid"
+        group = {"legendgroup": name}
+        if len(curve):
+            _band(figure, curve["lambda"], curve, colour, showlegend=False, **group)
+            figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": colour, "dash": dash}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>mean %{{y:.4f}}<extra></extra>", **group)  # fmt: skip
+        _runs(figure, seen[seen["question"] == question], colour, 7, name=name, showlegend=not len(curve), **group)
+    theirs = tables["paper_allocations"]
+    for loss, symbol in (("L_im", "circle-open"), ("L_ret", "circle")) if len(theirs) else ():
+        figure.add_scatter(x=theirs["lambda"], y=theirs[loss], mode="lines+markers", name=f"{loss}, the paper", line={"color": COLOURS[6], "dash": "dash", "width": 1}, marker={"symbol": symbol, "size": 9}, hovertemplate=f"the paper, figure 3<br>lambda %{{x}}<br>{loss} %{{y:.4f}}<extra></extra>")  # fmt: skip
+    return figure
+
+
+def method_colour(method: str, methods: list[str]) -> str:
+    """The method's colour, the same in every figure."""
+    others = sorted(name for name in methods if name not in METHOD_COLOURS)
+    return METHOD_COLOURS.get(method) or [*COLOURS[2:6], COLOURS[6]][others.index(method) % 5]
+
+
+def frontier_figure(tables: Tables, x: str, y: str, choices: int) -> go.Figure:
+    """Every recipe (mean over seeds), and by method the Pareto set, the lower-left hull (dotted) and the hull's band."""
+    figure = _figure(f"{NAMES[x]}, {NATS}", f"{NAMES[y]}, {NATS}", height=500)
+    points, bands, recipes = tables["frontiers"], tables["bands"], tables["recipes"]
+    methods = sorted(points["method"].unique(), key=lambda name: (name != "unmixed", name))
+    for method in methods:
+        colour, group = method_colour(method, methods), {"legendgroup": method}
+        mine = points[(points["method"] == method) & (points["x_name"] == x)].sort_values("x")
+        band = bands[(bands["method"] == method) & (bands["x_name"] == x)]
+        pareto, hull = mine[mine["on_pareto"]], mine[mine["on_hull"]]
+        if len(band):
+            _band(figure, band["x"], band, colour, showlegend=False, **group)
+        figure.add_scatter(x=pareto["x"], y=pareto["y"], mode="lines", line={"color": colour}, name=f"{method}: Pareto set", hoverinfo="skip", **group)  # fmt: skip
+        figure.add_scatter(x=hull["x"], y=hull["y"], mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name="hull", hoverinfo="skip", showlegend=False, **group)  # fmt: skip
+        figure.add_scatter(
+            x=mine["x"], y=mine["y"], mode="markers", meta="recipes", customdata=mine["recipe"].tolist(), name=method,
+            text=[recipe_name(row, choices) for row in recipes.loc[mine["recipe"]].to_dict("records")],
+            marker={"color": mine["lambda"], "colorscale": SCALE, "cmin": 0, "cmax": 1, "size": 9, "symbol": "square" if method == "unmixed" else "circle",
+                    "line": {"width": 1.5, "color": colour}, "showscale": method == methods[-1], "colorbar": {"title": {"text": "lambda"}, "len": 0.6, "thickness": 12, "y": 0, "yanchor": "bottom"}},
+            hovertemplate=f"%{{text}}<br>{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<extra>{method}</extra>", showlegend=False, **group,
+        )  # fmt: skip
+    theirs = tables["paper_checkpoints"]
+    for method, part in theirs[(theirs["x_name"] == x) & (theirs["y_name"] == y)].groupby("method"):
+        symbol = "square-open" if method == "unmixed" else "circle-open"
+        figure.add_scatter(x=part["x"], y=part["y"], mode="markers", name=f"{method!s}, the paper", marker={"color": COLOURS[6], "symbol": symbol, "size": 6}, hovertemplate=f"the paper, {method!s}<br>{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<extra></extra>")  # fmt: skip
+    return figure
+
+
+def gap_figure(tables: Tables) -> go.Figure:
+    """How much more mixed recipes keep than unmixed ones, against the fine-tuning loss at which they are compared."""
+    figure = _figure(f"{NAMES['L_ft']}, {NATS}", f"kept more by mixed, {NATS}", height=340)
+    figure.add_hline(y=0, line={"color": COLOURS[6], "width": 1})
+    for (name, part), colour in zip(
+        tables["gaps"].groupby("trials", sort=False), (COLOURS[0], COLOURS[4]), strict=False
+    ):
+        if part["lo"].notna().any():
+            _band(figure, part["x"], part, colour, showlegend=False, legendgroup=name)
+        figure.add_scatter(x=part["x"], y=part["gap"], mode="lines", line={"color": colour}, name=name, legendgroup=name, hovertemplate=f"{name}<br>L_ft %{{x:.4f}}<br>gap %{{y:.4f}}<extra></extra>")  # fmt: skip
+    return figure
+
+
+def search_figure(tables: Tables, asked: float) -> go.Figure:
+    """The interval of lambda* and its width as rounds went by, against tokens trained."""
+    rounds = tables["search"].dropna(subset=["lo"])
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
+    figure.update_layout({**LAYOUT, "height": 440, "showlegend": False})
+    figure.update_xaxes(AXIS)
+    figure.update_yaxes(AXIS)
+    text = [f"round {row['round']}: {row['chosen']}" for row in rounds.to_dict("records")]
+    spread = {"type": "data", "symmetric": False, "array": rounds["hi"] - rounds["lambda"], "arrayminus": rounds["lambda"] - rounds["lo"], "thickness": 2, "width": 5}  # fmt: skip
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["lambda"], error_y=spread, mode="lines+markers", line={"color": COLOURS[2], "width": 1, "dash": "dot"}, marker={"size": 8}, text=text, hovertemplate="%{text}<br>lambda* %{y:.3f}<extra></extra>", name="lambda*", row=1, col=1)  # fmt: skip
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hi"] - rounds["lo"], mode="lines+markers", line={"color": COLOURS[0]}, text=text, hovertemplate="%{text}<br>width %{y:.3f}<extra></extra>", name="width", row=2, col=1)  # fmt: skip
+    figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=2, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
+    figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
+    figure.update_yaxes(title_text="width", rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(title_text="tokens trained", row=2, col=1)
+    return figure
+
+
+def noise_figure(tables: Tables) -> go.Figure:
+    """The sd of one run around its seed's curve, against lambda, by question."""
+    figure = _figure("lambda", f"sd of one run, {NATS}", height=340)
+    for question, colour in question_colours(tables).items():
+        curve, name = tables["curves"][tables["curves"]["question"] == question], short(question)
+        figure.add_scatter(x=curve["lambda"], y=curve["noise_sd"], mode="lines", line={"color": colour}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>sd %{{y:.4f}}<extra></extra>")  # fmt: skip
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def tree_figure(tables: Tables, choices: int) -> go.Figure:
     """The stage tree, areas by tokens: what hangs under one box shares its training."""
-    ids, parents, labels, tokens, colours = ["sweep"], [""], ["sweep"], [0], ["#eeeeee"]
-    known: set[str] = set()
-    several = len({trial.point.choice for trial in trials}) > 1
-    for trial in trials:
-        place = f"lambda {trial.point.level / ladder:g}, seed {trial.point.seed}"
-        place += f", choice {trial.point.choice}" if several else ""
-        for key, stage in distinct([trial]).items():
-            if key in known:
-                continue
-            known.add(key)
-            ids.append(key)
-            parents.append(stage.parent or "sweep")
-            name = f"fine-tune {stage.identity.learning_rate:g}" if stage.kind == "finetune" else stage.kind
-            labels.append(f"{name}<br>{place}" if stage.kind == "pretrain" else name)
-            tokens.append(stage.identity.tokens)
-            colours.append(KIND_COLOURS[stage.kind])
+    stages = tables["stages"].head(MOST_STAGES).sort_values(["lambda", "seed", "choice"], kind="stable")
+    labels, names = ["sweep"], ["sweep"]
+    for row in stages.to_dict("records"):
+        choice = f", choice {row['choice']}" if choices > 1 else ""
+        name = f"fine-tuning at {row['learning_rate']:g}" if row["kind"] == "finetune" else row["kind"]
+        names.append(
+            f"{name}<br>lambda {row['lambda']:g}, seed {row['seed']}{choice}<br>{row['key']}, {row['state']}<br>{row['tokens']:,} tokens"
+        )
+        labels.append(f"{row['lambda']:g}<br>s{row['seed']}" if row["kind"] == "pretrain" else " ")
+    colours = [KIND_COLOURS[kind] if state == "published" else "#c8c8c8" for kind, state in zip(stages["kind"], stages["state"], strict=True)]  # fmt: skip
     figure = go.Figure(
         go.Icicle(
-            ids=ids, parents=parents, labels=labels, values=tokens, branchvalues="remainder",
-            marker={"colors": colours, "line": {"width": 1, "color": "white"}},
-            hovertemplate="%{label}<br>%{id}<br>%{value:,} tokens with its children<extra></extra>",
+            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label",
+            values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
+            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
+            hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
             tiling={"orientation": "v"},
         ),
-        layout={**LAYOUT, "uniformtext": {"minsize": 9, "mode": "hide"}},
+        layout={**LAYOUT, "margin": {"l": 4, "r": 4, "t": 8, "b": 8}, "height": 340, "uniformtext": {"minsize": 8, "mode": "hide"}},
     )  # fmt: skip
+    figure.update_layout(xaxis=None, yaxis=None)
     return figure
+
+
+def draw(tables: Tables, choices: int, asked: float) -> dict[str, go.Figure]:
+    """Every figure that the tables have data for, by its name on the page.
+
+    asked: the interval's width that the search was to reach.
+    """
+    questions = list(dict.fromkeys(tables["observations"]["question"]))
+    drawn: dict[str, go.Figure] = {}
+    if len(tables["optima"]) and questions[0] in set(tables["optima"]["question"]):
+        drawn["optimum"] = question_figure(tables, questions[0], large=True)
+    if questions:
+        drawn["losses"] = losses_figure(tables)
+        drawn |= {f"question-{number}": question_figure(tables, name) for number, name in enumerate(questions[1:], 1)}
+    if len(tables["frontiers"]):
+        drawn["frontier"] = frontier_figure(tables, "L_ft", "L_ret", choices)
+        drawn["frontier-pre"] = frontier_figure(tables, "L_ret", "L_pre", choices)
+    if len(tables["gaps"]):
+        drawn["gap"] = gap_figure(tables)
+    if tables["search"]["lo"].notna().any():
+        drawn["search"] = search_figure(tables, asked)
+    if len(tables["curves"]):
+        drawn["noise"] = noise_figure(tables)
+    if len(tables["stages"]):
+        drawn["tree"] = tree_figure(tables, choices)
+    return drawn

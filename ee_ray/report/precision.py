@@ -11,6 +11,7 @@ from ee_ray.forecast import FUTURES, MOST_RUNS, forecast
 from ee_ray.ledger import Ledger
 from ee_ray.objective import describe
 from ee_ray.propose import estimate
+from ee_ray.report.answers import answers
 from ee_ray.report.summary import other_optima
 from ee_ray.sweep import Sweep
 
@@ -33,7 +34,10 @@ def precision(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
         for name in ("runs", "tokens", "seeds")
     }
     own = {"name": describe(sweep.spec.objective), "noise_sd": optimum.noise_sd, "seed_sd": optimum.seed_sd}
-    others = [{name: other[name] for name in ("name", "noise_sd", "seed_sd")} for other in other_optima(sweep, ledger)]
+    others = [
+        {name: other[name] for name in ("name", "noise_sd", "seed_sd")}
+        for other in other_optima(answers(sweep, ledger))
+    ]
     return {
         "schema": 1,
         "sweep": sweep.spec.name,

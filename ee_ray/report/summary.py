@@ -8,11 +8,11 @@ import pandas as pd
 from ee_ray.compare import Gap, compare
 from ee_ray.frontier import frontiers, hypervolume
 from ee_ray.ledger import COLUMNS, Ledger
-from ee_ray.objective import describe, observed, others
+from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
-from ee_ray.propose import estimate, estimate_of
 from ee_ray.quote import epochs
+from ee_ray.report.answers import Answer, answers
 from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
 
@@ -27,7 +27,7 @@ def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
     Frontiers are drawn through these and not through single runs: the best of several noisy runs is better than
     its recipe (the winner's curse).
     """
-    even = rows.assign(**{loss: _without_offsets(rows, loss) for loss in LOSSES})
+    even = rows.assign(**{loss: without_offsets(rows, loss) for loss in LOSSES})
     groups = even.groupby(["lambda", "choice", "finetune_lr"])
     means = groups[LOSSES].mean()
     means["seeds"] = groups.size()
@@ -36,7 +36,7 @@ def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
     return means.reset_index()
 
 
-def _without_offsets(rows: pd.DataFrame, loss: str) -> "pd.Series[float]":
+def without_offsets(rows: pd.DataFrame, loss: str) -> "pd.Series[float]":
     """Losses less their seed's offset at that choice and fine-tuning rate: least squares of loss ~ lambda + seed, in which the
     offsets of the seeds sum to zero."""
     even = rows[loss].astype(float).copy()
@@ -68,16 +68,13 @@ def _optimum(optimum: Optimum | None) -> dict[str, Any] | None:
     }
 
 
-def other_optima(sweep: Sweep, ledger: Ledger) -> list[dict[str, Any]]:
+def other_optima(found: list[Answer]) -> list[dict[str, Any]]:
     """Optima of the other losses that the same runs measured, each with its number of recipes."""
-    rates, found = sweep.spec.stages.finetune.learning_rates, []
-    for goal in others(sweep.spec.objective, rates, ledger.leading_rows):
-        table = observed(goal, ledger.leading_rows)
-        if answer := _optimum(estimate_of(sweep.spec, table)):
-            found.append(
-                {"name": describe(goal), **goal.model_dump(exclude_none=True), "recipes": len(table), **answer}
-            )
-    return found
+    return [
+        {"name": answer.name, **answer.goal.model_dump(exclude_none=True), "recipes": len(answer.table), **optimum}
+        for answer in found[1:]
+        if (optimum := _optimum(answer.optimum))
+    ]
 
 
 def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
@@ -95,13 +92,19 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _comparison(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """How much more mixed recipes keep than unmixed ones (lambda = 0) at the same fine-tuning loss: as run, and at equal
-    numbers of trials. None before both have run with one seed."""
+def compared(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Columns seed, x, y, method: trials as `compare` takes them. None before mixed and unmixed have run with one seed."""
     trials = rows[["seed", "L_ft", "L_ret"]].set_axis(["seed", "x", "y"], axis=1)
     trials = trials.assign(method=np.where(rows["lambda"] > 0, "mixed", "unmixed"))
     seeds = trials.groupby("method")["seed"].agg(set)
-    if len(seeds) < 2 or not set.intersection(*seeds):
+    return trials if len(seeds) == 2 and set.intersection(*seeds) else None
+
+
+def _comparison(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """How much more mixed recipes keep than unmixed ones (lambda = 0) at the same fine-tuning loss: as run, and at equal
+    numbers of trials."""
+    trials = compared(rows)
+    if trials is None:
         return None
     found = compare(trials, "mixed", "unmixed")
     worst = (float(trials["x"].max()), float(trials["y"].max()))
@@ -152,9 +155,12 @@ def _provenance(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
-    """summary.json, schema 1. `stages.reused` counts published stages that another sweep trained."""
-    known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
+def summarize(sweep: Sweep, ledger: Ledger, found: list[Answer] | None = None) -> dict[str, Any]:
+    """summary.json, schema 1. `stages.reused` counts published stages that another sweep trained.
+
+    found: `answers` of this ledger, where they are known already.
+    """
+    found = found or answers(sweep, ledger)
     records = ledger.records.values()
     goal = sweep.spec.objective
     rows = ledger.rows.astype(object).where(ledger.rows.notna(), None)
@@ -163,9 +169,9 @@ def summarize(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
         "sweep": sweep.spec.name,
         "setting": sweep.spec.setting,
         "objective": {"name": describe(goal), **goal.model_dump()},
-        "optimum": _optimum(estimate(sweep.spec, known)),
+        "optimum": _optimum(found[0].optimum),
         "choices": [{**choice, "leads": number == ledger.choice} for number, choice in enumerate(sweep.spec.choices)],
-        "others": other_optima(sweep, ledger),
+        "others": other_optima(found),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),
         "stages": {

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from ee_ray.report.figures import COLOURS, LAYOUT
-from ee_ray.report.page import STYLE
+from ee_ray.report.html import asset, document, packed, plain_json, plotly
 from ee_ray.theory.allocation import ANSWERS
 from ee_ray.theory.findings import POINTS
 
@@ -18,8 +17,7 @@ OPTIMA = dict(zip(ANSWERS, (COLOURS[1], COLOURS[2], COLOURS[0], "#bbbbbb"), stri
 # auto-fill, not auto-fit: a figure is drawn while the next one of its pair is not there yet, and must find its own width.
 MORE_STYLE = """
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 0 1rem; }
-.pair > div { min-width: 0; overflow: hidden; } td.n { white-space: nowrap; } th.n { text-align: right; }
-.pair h3 { font-size: 1rem; margin: .5rem 0 0; } td.no { color: #D55E00; font-weight: 600; }
+.pair > div { min-width: 0; overflow: hidden; } .pair h3 { margin: .5rem 0 0; } td.no { color: var(--bad); font-weight: 600; }
 """
 NARROW = {**LAYOUT, "margin": {"l": 55, "r": 10, "t": 50, "b": 50}, "height": 380, "font": {"size": 12}}
 
@@ -128,9 +126,21 @@ def gaps_figure(gaps: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def _div(title: str, figure: go.Figure, name: str) -> str:
-    html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displayModeBar": False})  # fmt: skip
-    return f"<div><h3>{escape(title)}</h3>{html}</div>"
+def _place(title: str, name: str) -> str:
+    label = escape(title, quote=True)
+    return f'<div><h3>{escape(title)}</h3><div class="figure" data-figure="{name}" role="img" aria-label="{label}"></div></div>'
+
+
+def _figures(found: dict[str, Any]) -> dict[str, go.Figure]:
+    example = found["example"]
+    return {
+        "unmixed": stages_figure(example, "unmixed"),
+        "mixed": stages_figure(example, "mixed"),
+        "gaps": gaps_figure(found["gaps"]),
+        "optima": optima_figure(found["allocation"]),
+        "varying": allocation_figure(example, False),
+        "matched": allocation_figure(example, True),
+    }
 
 
 def _table(head: list[str], rows: list[list[str]], numbers: int) -> str:
@@ -175,22 +185,20 @@ def _against_the_paper(rows: list[dict[str, Any]]) -> str:
 
 
 def _body(found: dict[str, Any]) -> list[str]:
-    example = found["example"]
-    mixed, unmixed = stages_figure(example, "mixed"), stages_figure(example, "unmixed")
-    share = f"Mixed: {example['alpha']:.0%} of pretraining data are D_post"
+    share = f"Mixed: {found['example']['alpha']:.0%} of pretraining data are D_post"
     return [
         "<h1>The two-layer linear network: what the theory says about mixing</h1>",
         f'<div class="verdict" id="verdict">{escape(verdict(found))}</div>',
         "<p class='note'>The model of section 5 of arXiv 2605.12705, solved exactly; losses of a whole population, no noise of sampling. docs/theory.md has the formulas and the readings taken.</p>",
         "<h2>Features through the three stages</h2>",
-        f"<div class='pair'>{_div('Unmixed', unmixed, 'unmixed')}{_div(share, mixed, 'mixed')}</div>",
+        f"<div class='pair'>{_place('Unmixed', 'unmixed')}{_place(share, 'mixed')}</div>",
         "<p class='note'>Features are learned in order of singular value. Mixing teaches the larger specialized feature (0.45) and not the smaller one (0.2), whose effective value stays below the threshold; fine-tuning moves the inconsistent features and leaves the specialized ones.</p>",
         "<h2>The theorems, checked</h2>",
         _claims(found),
         "<p class='note'>A margin of 0 or more is a claim that holds. Margins have no unit: fractions of a feature's value (order, 5.1, 5.2), of c_mis (closed form), or of what the specialized features are worth, half the sum of beta squared (5.3). Cases are random worlds in which the premise holds.</p>",
-        f"<div class='pair'>{_div('5.3 needs fine-tuning that is long enough', gaps_figure(found['gaps']), 'gaps')}{_div('Where the compute-matched optimum lies', optima_figure(found['allocation']), 'optima')}</div>",
+        f"<div class='pair'>{_place('5.3 needs fine-tuning that is long enough', 'gaps')}{_place('Where the compute-matched optimum lies', 'optima')}</div>",
         "<h2>Retained loss against lambda</h2>",
-        f"<div class='pair'>{_div('Varying: post-training always on all of D_post', allocation_figure(example, False), 'varying')}{_div('Compute-matched: on what is left of it', allocation_figure(example, True), 'matched')}</div>",
+        f"<div class='pair'>{_place('Varying: post-training always on all of D_post', 'varying')}{_place('Compute-matched: on what is left of it', 'matched')}</div>",
         "<p class='note'>One world, chosen to be legible: each step is a specialized feature that mixing begins to teach. Rate: learning rate of post-training over pretraining's. Cut at 6.4; compute-matched curves end at 20, where nothing is left for post-training.</p>",
         "<h2>The compute-matched optimum over random budgets</h2>",
         _optima(found),
@@ -203,8 +211,8 @@ def write_theory(found: dict[str, Any], folder: Path) -> Path:
     """Write `index.html`, which opens without a network, and `theory.json` into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "theory.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    style = f"<style>{STYLE}{MORE_STYLE}</style>"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>theory - ee_ray</title>{style}'
-    page = f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>{"".join(_body(found))}</body></html>'
-    (folder / "index.html").write_text(page)
+    drawn = {name: json.loads(str(figure.to_json())) for name, figure in _figures(found).items()}
+    body = f'<style>{MORE_STYLE}</style><main id="main">{"".join(_body(found))}</main><p class="bad" id="broken" role="alert" hidden></p>'
+    scripts = [packed("data", plain_json({"figures": drawn})), plotly(), f"<script>{asset('page.js')}</script>"]
+    (folder / "index.html").write_text(document("theory - ee_ray", body, scripts))
     return folder / "index.html"

@@ -7,13 +7,13 @@ Fields that can change a number and fields that only say where and how fast to r
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ee_ray.spec.data import Data
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
-from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Strict
+from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Steps, Strict
 from ee_ray.spec.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "posttrain", "finetune")
@@ -27,11 +27,14 @@ Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10
 
 
 class Execution(Strict):
-    """Where and how fast, never what: no field here can change a key. `micro_batch` is sequences per forward pass; a stage's
-    state is saved every `checkpoint_seconds`, which is what a crash can cost. `gpu` is what `plan` reckons with until a stage was measured."""
+    """Where and how fast, never what: no field here can change a key."""
 
-    workers: Positive = 1
-    """processes of one stage; batches must divide by them"""
+    workers: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = 1
+    """how many share a stage, and divide its batches: a number, or a range [fewest, most] of which as many work as the
+    cluster has room for, more or fewer as nodes come and go"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """each worker with the whole model (ddp), or with a part of weights, gradients and optimizer (fsdp: FSDP2), for models
+    that do not fit otherwise"""
     cpus_per_worker: Positive = 1
     """CPUs, and threads, of each worker"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -42,6 +45,23 @@ class Execution(Strict):
     """of one forward pass; without it as many as a worker's share of the batch"""
     checkpoint_seconds: Seconds = 300.0
     """how often a stage's state is saved: what a crash can cost"""
+    checkpoint_steps: Steps | None = None
+    """if given, also after every so many steps"""
+
+    @field_validator("workers")
+    @classmethod
+    def _rising(cls, workers: int | list[int]) -> int | list[int]:
+        if isinstance(workers, list) and workers[0] >= workers[1]:
+            raise ValueError(f"a range goes up, as [1, 8] does, got {workers}")
+        return workers
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
 class SweepSpec(Strict):
@@ -113,8 +133,8 @@ class SweepSpec(Strict):
         problems = self._setting_problems()
         for name in STAGES:
             stage = getattr(self.stages, name)
-            if stage.global_batch_size % self.execution.workers:
-                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} is not divided by execution.workers {self.execution.workers}")  # fmt: skip
+            if stage.global_batch_size < self.execution.most_workers:
+                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} leaves some of execution.workers {self.execution.workers} without a sequence: use fewer workers")  # fmt: skip
             if stage.tokens % self.sequence_length:
                 problems.append(f"stages.{name}.tokens {stage.tokens} is not a multiple of sequence_length {self.sequence_length}")  # fmt: skip
         step = self.sequence_length * self.search.ladder

@@ -1,0 +1,119 @@
+"""A live page: a sweep's report, made anew as stages publish, and what runs now. Reads the store alone.
+
+A page asks for `state.json` every two seconds, and for the report again where its version has changed.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ee_ray.errors import UserError
+from ee_ray.identity import key_of
+from ee_ray.ledger import NOTES, read_ledger
+from ee_ray.progress import LIVE, STATES, answer_so_far, clock, speed
+from ee_ray.report.page import make_report
+from ee_ray.sweep import Sweep
+
+LOOK_SECONDS = 1.0
+RUNNING_SECONDS = 30.0  # a run that has said nothing for so long is not running, or cannot write
+SHARE = 0.25  # of the time may go into making reports: the same machine may be training
+
+
+def version_of(sweep: Sweep) -> str:
+    """Changes when a stage is published or fails, or the search chooses; costs three looks at the disk."""
+    root = sweep.store.root
+    places = (root / "stages", root / "failures", sweep.store.sweep(sweep.spec.name) / NOTES)
+    return key_of({"seen": [place.stat().st_mtime_ns if place.exists() else 0 for place in places]})
+
+
+class Page:
+    """The newest report of a sweep, kept so by `follow`."""
+
+    def __init__(self, sweep: Sweep):
+        self.sweep, self.version, self.html = sweep, "", ""
+
+    def refresh(self) -> bool:
+        """Make the report anew if the ledger has changed; whether it had."""
+        if (version := version_of(self.sweep)) == self.version:
+            return False
+        ledger = read_ledger(self.sweep.spec, self.sweep.data, self.sweep.store)
+        self.html = make_report(self.sweep, ledger, live=version).page
+        self.version = version
+        return True
+
+    def follow(self, stop: threading.Event) -> None:
+        """Refresh until told to stop, resting long enough after each report."""
+        while not stop.is_set():
+            started = time.monotonic()
+            worked = self.refresh()
+            stop.wait(max(LOOK_SECONDS, (time.monotonic() - started) * (1 / SHARE - 1) * worked))
+
+    def state(self) -> dict[str, Any]:
+        return {"version": self.version, "html": strip(self.sweep.store.read_sweep(self.sweep.spec.name, LIVE), time.time())}  # fmt: skip
+
+
+def strip(live: dict[str, Any] | None, now: float) -> str:
+    """What runs now, as HTML. live: what a run last noted of itself (progress.py)."""
+    if live is None or now - live["time"] > RUNNING_SECONDS:
+        return "<p>No run is going on. This page changes when one publishes stages.</p>"
+    counts, (rate, left) = live["counts"], speed(live)
+    said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "failed")
+    parts = [f"<p><strong>Running.</strong> Stages: {said}. {rate / 1000:.1f}k tokens/s, {clock(live['seconds'])} gone, {left} left for what is asked for.</p>"]  # fmt: skip
+    parts += [f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in answer_so_far(live)]
+    for slot, kind, key, done, total in live["running"]:
+        name = f"{kind} {live['names'].get(key, '')} ({key}) on {slot}"
+        parts.append(f'<label>{escape(name)} <progress value="{done}" max="{max(1, total)}"></progress></label>')
+    if url := live["ray_dashboard"]:
+        parts.append(
+            f'<p><a href="{escape(url)}">Ray\'s own dashboard</a>: trials there are named by lambda and seed.</p>'
+        )
+    return "".join(parts)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, page: Page, *rest: Any):
+        self.page = page
+        super().__init__(*rest)
+
+    def do_GET(self) -> None:
+        routes: dict[str, tuple[str, Callable[[], str]]] = {
+            "/": ("text/html; charset=utf-8", lambda: self.page.html),
+            "/state.json": ("application/json", lambda: json.dumps(self.page.state())),
+        }
+        found = routes.get(self.path.partition("?")[0])
+        body = found[1]().encode() if found else b"not here\n"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", found[0] if found else "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a page asks every two seconds."""
+
+
+def serve(sweep: Sweep, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page of a sweep until interrupted; `ready` is called with its address once it can be opened.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    page, stop = Page(sweep), threading.Event()
+    try:
+        server = ThreadingHTTPServer((host, port), partial(_Handler, page))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {error}: choose another with --port") from error  # fmt: skip
+    with server:
+        page.refresh()
+        threading.Thread(target=page.follow, args=(stop,), daemon=True).start()
+        ready(f"http://{host}:{server.server_address[1]}/")
+        try:
+            server.serve_forever()
+        finally:
+            stop.set()

@@ -1,0 +1,170 @@
+"""What a person sees: the report and the live page in headless Chromium, at desktop and phone width."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ray_environment
+
+from ee_ray.ledger import read_ledger
+from ee_ray.report.page import make_report
+from ee_ray.sweep import open_sweep
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+WIDTHS = {"desktop": (1060, 770), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Seen:
+    """A page that was opened, what its console said against it, and what it asked the network for."""
+
+    def __init__(self, browser, address: str, width: str, scheme: str = "light"):
+        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        self.page = browser.new_page(viewport=size, color_scheme=scheme)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+        self.page.wait_for_selector("body[data-drawn]", timeout=60_000)
+
+    def figure(self, name: str) -> list[dict]:
+        """The traces that Plotly has drawn, each with its number of points."""
+        return self.page.evaluate("name => document.querySelector(`[data-figure=${name}]`).data.map(t => ({name: t.name, meta: t.meta, n: (t.x || t.ids).length}))", name)  # fmt: skip
+
+
+@pytest.fixture(params=WIDTHS)
+def report(request, browser, finished):
+    seen = Seen(browser, (finished.folder / "reports/tiny/index.html").as_uri(), request.param)
+    yield seen
+    seen.page.close()
+
+
+def test_the_report_says_its_verdict_first_and_draws_what_the_ledger_holds(report, finished):
+    summary = finished.summary()
+    verdict = report.page.locator("#verdict")
+    assert f"lambda* = {summary['optimum']['lambda']:.2f}" in verdict.inner_text() and verdict.is_visible()
+    assert verdict.bounding_box()["y"] < report.page.viewport_size["height"] / 2
+    runs = [trace for trace in report.figure("optimum") if trace["meta"] == "runs"]
+    assert [trace["n"] for trace in runs] == [len(summary["trials"]) // 2]
+    recipes = {(row["lambda"], row["finetune_lr"]) for row in summary["trials"]}
+    assert sum(trace["n"] for trace in report.figure("frontier") if trace["meta"] == "recipes") == len(recipes)
+    drawn = report.page.locator("[data-figure]")
+    assert drawn.count() >= 8 and drawn.count() == report.page.locator("[data-figure] svg.main-svg:first-child").count()
+    assert [trace["n"] for trace in report.figure("tree")] == [1 + summary["stages"]["planned"]]
+
+
+def test_the_report_asks_for_nothing_and_complains_of_nothing(report):
+    assert report.errors == []
+    assert [url for url in report.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_nothing_is_wider_than_the_screen(report):
+    width = report.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= report.page.viewport_size["width"]
+
+
+def test_a_click_pins_the_recipe_with_its_keys_and_escape_unpins_it(report, finished):
+    place = report.page.evaluate("""() => {
+        const box = document.querySelector('[data-figure=optimum]');
+        box.scrollIntoView({block: 'center'});
+        const point = box.querySelector('.scatterlayer .trace:last-child .points path').getBoundingClientRect();
+        return [point.x + point.width / 2, point.y + point.height / 2];
+    }""")
+    report.page.mouse.move(*place)
+    report.page.wait_for_timeout(300)
+    report.page.mouse.click(*place)
+    pin = report.page.locator(".pin")
+    pin.wait_for(timeout=5_000)
+    text = pin.inner_text()
+    assert any(row["finetune_key"] in text and row["pretrain_key"] in text for row in finished.summary()["trials"])
+    report.page.keyboard.press("Escape")
+    assert pin.count() == 0
+
+
+def test_the_keyboard_reaches_the_verdict_and_pins_recipes(report):
+    report.page.keyboard.press("Tab")
+    assert report.page.evaluate("document.activeElement.className") == "skip"
+    report.page.locator("#all-recipes summary").focus()
+    report.page.keyboard.press("Enter")
+    report.page.locator("button[data-pin='0']").focus()
+    report.page.keyboard.press("Enter")
+    assert report.page.locator(".pin").count() == 1
+
+
+def test_training_curves_are_drawn_when_they_are_asked_for(report):
+    assert report.page.locator("#training-pretrain svg").count() == 0
+    report.page.locator("#training summary").click()
+    report.page.locator("#training-finetune svg.main-svg").first.wait_for(timeout=10_000)
+    assert report.page.evaluate("document.getElementById('training-pretrain').data.length") == 2  # lambda 0, two seeds
+
+
+def test_dark_and_print_have_colours_of_their_own(browser, finished):
+    seen = Seen(browser, (finished.folder / "reports/tiny/index.html").as_uri(), "desktop", "dark")
+    ink = "() => document.querySelector('[data-figure=optimum]').layout.font.color"
+    dark = seen.page.evaluate(ink)
+    seen.page.emulate_media(color_scheme="light")
+    seen.page.wait_for_timeout(500)
+    assert seen.page.evaluate(ink) != dark
+    assert seen.page.pdf()[:5] == b"%PDF-"
+    seen.page.close()
+
+
+def test_a_live_page_takes_in_what_is_published_while_it_is_open(browser, copy):
+    """Half of the store is set aside, the page opened, the rest brought back as a running sweep would publish it."""
+    stages, aside = copy.folder / "store/stages", copy.folder / "aside"
+    aside.mkdir()
+    last = [path for path in stages.iterdir() if copy.store.record(path.name)["kind"] == "finetune"][-6:]
+    for path in last:
+        path.rename(aside / path.name)
+    command = [sys.executable, "-m", "ee_ray.cli", "dashboard", "tiny.yaml", "--port", "0"]
+    server = subprocess.Popen(command, cwd=copy.folder, env={**ray_environment(), "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        address = server.stdout.readline().split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        seen = Seen(browser, address, "desktop")
+        assert seen.page.locator("#verdict").inner_text().startswith("So far") or "So far" in seen.page.locator("#verdict").inner_text()  # fmt: skip
+        assert "No run is going on" in seen.page.locator("#live").inner_text()
+        live = {"schema": 1, "time": time.time(), "ray_dashboard": "http://127.0.0.1:8265", "counts": {"waiting": 3, "running": 1, "done": 24, "failed": 0},
+                "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0}  # fmt: skip
+        copy.store.write_sweep("tiny", "live.json", live)
+        seen.page.wait_for_selector("#live progress", timeout=10_000)
+        strip = seen.page.locator("#live").inner_text()
+        assert "finetune lambda 0.5, seed 1" in strip and "1 running" in strip
+        before = seen.page.evaluate("document.body.dataset.version")
+        for path in aside.iterdir():
+            os.rename(path, stages / path.name)
+        seen.page.wait_for_function("before => document.body.dataset.version !== before", arg=before, timeout=60_000)
+        seen.page.wait_for_function("() => !document.getElementById('verdict').innerText.includes('So far')", timeout=60_000)  # fmt: skip
+        assert seen.errors == [] and all(url.startswith((address, "data:")) for url in seen.requests)
+        with urllib.request.urlopen(f"{address}state.json", timeout=10) as answer:
+            assert json.load(answer)["version"]
+    finally:
+        server.terminate()
+        assert server.wait(timeout=20) == 130
+
+
+def test_a_report_without_any_result_still_opens(browser, write, tmp_path):
+    sweep = open_sweep(write(), tmp_path / "empty")
+    page = make_report(sweep, read_ledger(sweep.spec, sweep.data, sweep.store)).page
+    (tmp_path / "page.html").write_text(page)
+    seen = Seen(browser, (tmp_path / "page.html").as_uri(), "phone")
+    assert "No answer yet" in seen.page.locator("#verdict").inner_text() and seen.errors == []
+    seen.page.close()
