@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ee_ray.data.order import Indices
 from ee_ray.errors import Diverged
-from ee_ray.evaluate import token_losses
 from ee_ray.identity import StageIdentity
+from ee_ray.loss import separable_head, summed_loss
 from ee_ray.resume import optimizer_state, set_optimizer_state
 
 BETAS = (0.9, 0.95)  # paper, tables 3 to 8
@@ -142,6 +142,7 @@ class _Trainer:
         self, model: nn.Module, batches: Batches, stage: StageIdentity, world: World, micro_batch: int | None
     ) -> None:
         self.model, self.batches, self.stage, self.world = model, batches, stage, world
+        self.head = separable_head(model)
         self.net = world.wrap(model)
         self.optim = optimizer(model, stage.weight_decay)
         self.micro = min(micro_batch or stage.global_batch_size, -(-stage.global_batch_size // world.size))
@@ -191,9 +192,9 @@ class _Trainer:
             hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
             with hold:
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-                    losses = token_losses(net, windows)
+                    loss = summed_loss(net, windows, self.head)
                 # DDP averages gradients over workers; the mean wanted is over the global batch's tokens.
-                loss = losses.sum() * (weight * world.size / counted)
+                loss = loss * (weight * world.size / counted)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / world.size
         return total

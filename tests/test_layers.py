@@ -13,7 +13,7 @@ LAYERS = [
     "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "plan", "store", "pretrained", "board",
-    "model", "interventions", "resume", "evaluate", "train", "stage",
+    "model", "interventions", "resume", "loss", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",

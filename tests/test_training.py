@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from ee_ray.board import Order
 from ee_ray.data.order import schedule
 from ee_ray.errors import Diverged, UserError
-from ee_ray.evaluate import heldout_loss, token_losses
+from ee_ray.evaluate import heldout_loss
 from ee_ray.interventions import adapt, merged
+from ee_ray.loss import token_losses
 from ee_ray.model import build_config, build_model, load_weights, save_weights
 from ee_ray.plan import Point, build_trial, parameters
 from ee_ray.resume import newest_state, read_state
