@@ -2,7 +2,8 @@
 
 A stage is ready when its parent is published. A slot that asks gets a child of what it just trained if there is one
 (its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
-died in the middle of it and gets the same stage again, a bounded number of times.
+died in the middle of it and gets the same stage again, a bounded number of times. A stage that another run trains is put
+off, and asked about again a moment later.
 """
 
 import time
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from ee_ray.identity import Stage
 
 ATTEMPTS = 3
+PUT_OFF_SECONDS = 1.0
 State = Literal["waiting", "running", "done", "failed"]
 
 
@@ -34,6 +36,7 @@ class _Entry:
     attempts: int = 0
     tokens: int = 0
     evidence: dict[str, Any] | None = None
+    put_off: float = 0.0  # not to be asked about before then, by this process's clock
 
 
 class Board:
@@ -81,7 +84,27 @@ class Board:
 
     def _is_ready(self, entry: _Entry) -> bool:
         parent = entry.order.stage.parent
-        return parent is None or self._entries[parent].state == "done"
+        return (parent is None or self._entries[parent].state == "done") and entry.put_off <= time.monotonic()
+
+    def ready(self) -> list[str]:
+        """Keys of the stages that nobody here trains and that need nothing but a slot, or another run to end with them."""
+        parents = ((entry, entry.order.stage.parent) for entry in self._entries.values() if entry.state == "waiting")
+        return [e.order.stage.key for e, parent in parents if parent is None or self._entries[parent].state == "done"]
+
+    def is_settled(self) -> bool:
+        """Whether every stage that was asked for is done or has failed."""
+        return all(entry.state in ("done", "failed") for entry in self._entries.values())
+
+    def put_off(self, key: str) -> None:
+        """Another run trains this stage: its slot is free for others."""
+        entry = self._entries[key]
+        entry.state, entry.slot, entry.attempts = "waiting", "", entry.attempts - 1
+        entry.put_off = time.monotonic() + PUT_OFF_SECONDS
+
+    def found(self, key: str) -> None:
+        """Another run has published this stage."""
+        entry = self._entries[key]
+        entry.state, entry.tokens = "done", entry.order.stage.identity.tokens
 
     def progress(self, key: str, tokens: int) -> bool:
         """Note how far a running stage is; False tells its slot to drop it."""

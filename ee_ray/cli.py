@@ -9,13 +9,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from ee_ray.errors import UserError
 
@@ -46,9 +45,19 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
+_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+
+
+def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """What a shell offers for SPEC: folders, and files that end in .yaml."""
+    start = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    found = sorted(path for path in start.glob("[!.]*") if str(path).startswith(incomplete.removeprefix("./")))
+    files = [CompletionItem(str(path)) for path in found if path.suffix in (".yaml", ".yml")]
+    return files + [CompletionItem(f"{path}/", type="dir") for path in found if path.is_dir()]
+
+
 def _sweep_command(function: Callable[..., None]) -> click.Command:
-    storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
-    return main.command()(click.argument("spec")(storage(function)))
+    return main.command()(click.argument("spec", shell_complete=_specs)(_storage(function)))
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
@@ -60,8 +69,8 @@ def _warn(warnings: list[str]) -> None:
 
 
 @main.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=_specs)
+@_storage
 @_json
 def plan(specs: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what SPEC will train and cost, or several that share a store; train nothing."""
@@ -127,149 +136,102 @@ def _plan_text(quotation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what goes wrong.")
+
+
 @_sweep_command
 @click.option("--address", help="Ray cluster that packs; it must see the store. Without it, all cores here.")
-def prepare(spec: str, storage: str, address: str | None) -> None:
+@_quiet
+def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     """Split, tokenize and pack the data of SPEC, or go on with it."""
+    from ee_ray.launch import prepare as prepare_data
+    from ee_ray.log import keeping
     from ee_ray.spec.data import ROLES
     from ee_ray.sweep import open_sweep
 
-    signal.signal(signal.SIGTERM, _terminate)
+    _catch()
     sweep = open_sweep(spec, storage)
-    if address:
-        _prepare_on_ray(sweep, address)
-    else:
-        _prepare(sweep)
-    for role in ROLES:
-        packed = sweep.packed(role)
-        assert packed is not None
-        click.echo(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+        if address:
+            _prepare_on_ray(sweep, address, log)
+        else:
+            prepare_data(sweep, log)
+        for role in ROLES:
+            packed = sweep.packed(role)
+            assert packed is not None
+            log.tell(f"{role}: {packed.documents:,} documents, {packed.train_windows:,} windows to train on, {packed.heldout_windows:,} held out ({sweep.data[role]})")  # fmt: skip
 
 
-def _prepare_on_ray(sweep: Any, address: str) -> None:
+def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
     prepare_ray(address)
     from ee_ray.cluster import connected
+    from ee_ray.launch import prepare
     from ee_ray.scatter import on_ray
 
     with connected(address):
-        signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
-        _prepare(sweep, on_ray)
-
-
-def _prepare(sweep: Any, workers: Any = None) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-
-    from ee_ray.sweep import prepare as prepare_data
-
-    console = Console(stderr=True)
-    # How much text there is in all is known after reading it: the bar shows motion, the columns amounts.
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        FileSizeColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(role: str, done: int) -> None:
-            if role not in tasks:
-                tasks[role] = bar.add_task(f"packing {role}", total=None)
-            bar.advance(tasks[role], done)
-
-        warnings = prepare_data(sweep, progress, workers)
-    _warn(warnings)
+        _catch()
+        prepare(sweep, log, on_ray)
 
 
 @_sweep_command
 @click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
 @click.option("--local", is_flag=True, help="Train in this process, without Ray.")
-def run(spec: str, storage: str, address: str | None, local: bool) -> None:
+@_quiet
+def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) -> None:
     """Run or resume SPEC; print the verdict and write the report."""
+    from ee_ray.log import keeping
     from ee_ray.sweep import open_sweep
 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
-    ledger, stopped = _train(sweep, address, local)
-    _finish(sweep, ledger, time.monotonic() - started, stopped)
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+        ledger, stopped = _train(sweep, address, local, log)
+        _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
 
-def _train(sweep: Any, address: str | None, local: bool) -> tuple[Any, str | None]:
-    """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it."""
-    from rich.console import Console
+def _train(sweep: Any, address: str | None, local: bool, log: Any) -> tuple[Any, str | None]:
+    from ee_ray.launch import train
 
-    from ee_ray.ledger import note, read_ledger
-    from ee_ray.progress import watching
+    _catch()
+    return train(sweep, address, local, log, on_connect=_catch)  # Ray puts handlers of its own in place
 
-    if address and local:
-        raise UserError("--address and --local exclude each other")
+
+def _catch() -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    _prepare(sweep)
-    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
-    if not ledger.decision.outstanding:
-        click.echo(f"{sweep.spec.name}: everything is published, nothing to train", err=True)
-        return ledger, None
-    console = Console(stderr=True)
-    click.echo(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}", err=True)  # fmt: skip
-    watch = partial(watching, console)
-    stopped = _train_here(sweep, ledger, watch) if local else _train_on_ray(sweep, ledger, address, watch)
-    return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
-
-
-def _train_here(sweep: Any, ledger: Any, watch: Any) -> str | None:
-    from ee_ray.run import run_in_process
-
-    return run_in_process(sweep, ledger, watch)
-
-
-def _train_on_ray(sweep: Any, ledger: Any, address: str | None, watch: Any) -> str | None:
-    from ee_ray.environment import prepare_ray
-
-    prepare_ray(address)
-    from ee_ray.cluster import connected
-
-    # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
-    with ThreadPoolExecutor(1) as background:
-        heavy = background.submit(import_module, "ee_ray.run")
-        with connected(address):
-            signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in place
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watch)
-            return stopped
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _finish(sweep: Any, ledger: Any, seconds: float | None = None, stopped: str | None = None) -> None:
-    """Write the report, print the verdict, and exit 3 if stages failed."""
+def _finish(sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None) -> None:
+    """Write the report, tell the verdict, and exit 3 if stages failed."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
     summary = write_report(sweep, ledger, folder)
-    click.echo(verdict_sentence(summary))
-    click.echo(f"search: {stopped or summary['stop_reason']}")
+    log.tell(verdict_sentence(summary))
+    log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
-        click.echo(f"took {seconds:.0f} s")
-    click.echo(f"report: {folder / 'index.html'}")
-    _tell_failures(sweep, ledger)
+        log.tell(f"took {seconds:.0f} s")
+    log.tell(f"report: {folder / 'index.html'}")
+    _tell_failures(sweep, ledger, log)
     if ledger.failures or (ledger.decision.outstanding and not stopped):
         sys.exit(FAILED)
 
 
-def _tell_failures(sweep: Any, ledger: Any) -> None:
+def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
     for key, evidence in ledger.failures.items():
         where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
-        click.echo(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}", err=True)
+        log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
-            click.echo(f"    {line}", err=True)
-        click.echo(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local", err=True)
+            log.alarm(f"    {line}")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
 
 
 @_sweep_command
@@ -281,15 +243,18 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     from dataclasses import replace
 
     from ee_ray.ledger import read_ledger
+    from ee_ray.log import keeping
     from ee_ray.propose import anchors
     from ee_ray.report.precision import precision, precision_text
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
-    _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local)
-    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    _tell_failures(sweep, ledger)
+    sweep.store.create()
+    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+        _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
+        ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+        _tell_failures(sweep, ledger, log)
     found = precision(sweep, ledger)
     click.echo(json.dumps(found, indent=1) if as_json else precision_text(found))
     if ledger.failures:
@@ -297,9 +262,9 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
 
 
 @main.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...", shell_complete=_specs)
 @click.option("--tokens", type=click.IntRange(min=1), required=True, help="Tokens of D_post to predict for.")
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_storage
 @_json
 def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -> None:
     """Predict the best lambda at another size of D_post, from finished sweeps at two sizes or more."""
@@ -328,6 +293,34 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
         click.echo(f"{sweep.spec.name:<30}{size:>16,} tokens   lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}")  # fmt: skip
     click.echo(f"{'predicted':<30}{tokens:>16,} tokens   lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
     click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of D_post")  # fmt: skip
+
+
+@main.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...", shell_complete=_specs)
+@click.option("--apart", is_flag=True, help="Side by side only: compare no losses.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=REPORTS / "compare", show_default=True, help="Where the page goes.")  # fmt: skip
+@_storage
+@_json
+def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_json: bool) -> None:
+    """Put sweeps side by side: lambda*, and frontiers against that of the first.
+
+    Losses are compared at the same fine-tuning loss, on the same held-out data only.
+    """
+    from ee_ray.ledger import read_ledger
+    from ee_ray.report import compared
+    from ee_ray.report.compared_page import write_page
+    from ee_ray.sweep import open_sweep
+
+    if len(specs) < 2:
+        raise UserError(f"compare takes two sweeps or more, got {len(specs)}")
+    sweeps = [open_sweep(spec, storage) for spec in specs]
+    sides = compared.sides(sweeps, [read_ledger(sweep.spec, sweep.data, sweep.store) for sweep in sweeps])
+    gaps = [] if apart else compared.against_first(sides)
+    told = compared.as_json(sides, gaps)
+    page = write_page(sides, gaps, told, out)
+    click.echo(
+        json.dumps(told | {"page": str(page)}, indent=1) if as_json else f"{compared.text(told)}\n\npage: {page}"
+    )
 
 
 @_sweep_command
@@ -378,10 +371,45 @@ def _status_text(name: str, store: Path, state: dict[str, Any]) -> str:
 def report(spec: str, storage: str) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
+    from ee_ray.log import Log
     from ee_ray.sweep import open_sweep
 
     sweep = open_sweep(spec, storage)
-    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+    _finish(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), Log())
+
+
+@main.command()
+@click.argument("spec", shell_complete=_specs)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--best", is_flag=True, help="The post-trained model nearest to lambda* (the default).")
+@click.option("--key", help="Any published stage, by its key or the start of it.")
+@click.option("--times", type=click.IntRange(min=1), default=10, show_default=True, help="Budgets of recipe.yaml, over those of SPEC.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in DIR.")
+@_storage
+@_json
+def export(spec: str, folder: Path, best: bool, key: str | None, times: int, overwrite: bool, storage: str, as_json: bool) -> None:  # fmt: skip
+    """Write a trained model of SPEC into DIR for transformers to load.
+
+    With it go its tokenizer, a model card, and recipe.yaml: the winning recipe for a larger budget.
+    """
+    from ee_ray.export.choice import best as best_of
+    from ee_ray.export.choice import named
+    from ee_ray.ledger import read_ledger
+    from ee_ray.sweep import open_sweep
+
+    if best and key is not None:
+        raise UserError("--best and --key exclude each other")
+    sweep = open_sweep(spec, storage)
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    chosen = named(sweep, ledger, key) if key is not None else best_of(sweep, ledger)
+    write = import_module("ee_ray.export.folder").export  # torch and transformers take seconds to import
+    names = write(sweep, ledger, chosen, folder, times, overwrite)
+    if as_json:
+        told = {"schema": 1, "key": chosen.key, "folder": str(folder), "files": names, "how": chosen.how}
+        click.echo(json.dumps(told, indent=1))
+        return
+    click.echo(f"{chosen.key} is in {folder}: {', '.join(names)}")
+    click.echo(chosen.how)
 
 
 @_sweep_command
@@ -402,8 +430,21 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("keys", nargs=-1, required=True)
 @click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
+@_json
+def gc(storage: str, delete: bool, as_json: bool) -> None:
+    """Say what of the store no sweep needs, and how large it is."""
+    from ee_ray.gc import clear, gc_text
+    from ee_ray.store import Store
+
+    found = clear(Store(storage), delete)
+    click.echo(json.dumps(found, indent=1) if as_json else gc_text(found))
+
+
+@main.command()
+@click.argument("keys", nargs=-1, required=True)
+@_storage
 @_json
 def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what stage KEY is, or what differs between two."""

@@ -228,6 +228,7 @@ class _Conditioned:
     at: Indices  # (m,) where on the grid the levels are
     to_grid: Array  # (K, g, m)
     root: Array  # (K, N, m, m)
+    basis: Array  # (K, N, m, m) the eigenvectors that root ends in
     mean: Array  # (K, N, R, m)
     scale: Array  # (K, N, R, m)
     residual: Array  # (K, N, R)
@@ -254,6 +255,7 @@ def _condition(data: list[_Reduced], kernels: _Kernels, at: Indices, prior_varia
         at=at,
         to_grid=np.asarray(np.linalg.solve(between, kernels.covariance[:, at]).transpose(0, 2, 1), float),
         root=root,
+        basis=np.asarray(basis, float),
         mean=(shrink * along[:, :, None]) @ root.transpose(0, 1, 3, 2),
         scale=np.sqrt(shrink),
         residual=residual,
@@ -268,8 +270,9 @@ def _draw(post: _Conditioned, kernels: _Kernels, cell: Indices, dof: int) -> tup
     kernel, kind, ratio = cell
     n, g = len(kernel), kernels.lower.shape[1]
     sigma = np.sqrt(post.residual[kernel, kind, ratio] / rng.chisquare(dof, n))
-    normal = post.scale[kernel, kind, ratio] * rng.standard_normal((n, len(post.at)))
-    spread = np.einsum("nij,nj->ni", post.root[kernel, kind], normal)
+    # Eigenvectors have no sign of their own, and libraries differ in it: turned back by them, a draw does not know it.
+    normal = np.einsum("nji,nj->ni", post.basis[kernel, kind], rng.standard_normal((n, len(post.at))))
+    spread = np.einsum("nij,nj->ni", post.root[kernel, kind], post.scale[kernel, kind, ratio] * normal)
     target = post.mean[kernel, kind, ratio] + sigma[:, None] * spread
     curves = rng.standard_normal((n, g)) * (sigma * RATIOS[ratio])[:, None]
     for k in np.unique(kernel):

@@ -27,7 +27,9 @@ def build_config(
     settings = dict(fields)
     try:
         if checkpoint:
-            config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint, use_cache=False, **settings)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                checkpoint, trust_remote_code=False, use_cache=False, **settings
+            )
             if config.vocab_size < vocab_size:
                 raise UserError(f"model.checkpoint: its vocabulary of {config.vocab_size} is smaller than the tokenizer's {vocab_size}: use the checkpoint's own tokenizer")  # fmt: skip
             return config
@@ -58,9 +60,9 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
 
 def load_checkpoint(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a checkpoint folder, in full precision. Only safetensors are read, never pickles."""
+    """The model of a checkpoint folder, in full precision. Only safetensors are read, never pickles, and no code."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
     return model
 

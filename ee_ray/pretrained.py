@@ -37,6 +37,23 @@ def check(folder: Path) -> str | None:
         return f"{folder / CONFIG}: has no model_type: is it a model that transformers saved?"
     if not _weights(folder):
         return f"{folder}: has no *.safetensors; pickled weights are not loaded: save it with save_pretrained()"
+    if "auto_map" in config:
+        return (
+            f"{folder / CONFIG}: brings code of its own (auto_map), which is not run: use a model that transformers has"
+        )
+    return _misled(folder)
+
+
+def _misled(folder: Path) -> str | None:
+    """An index that names files other than those beside it."""
+    names = {path.name for path in _weights(folder)}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{index}: cannot be read: {error!r}"
+        if foreign := sorted(named - names):
+            return f"{index}: names {foreign[0]}, which is not a file of weights beside it"
     return None
 
 

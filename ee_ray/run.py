@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from functools import partial
+from time import sleep
 from typing import Any
 
 import ray
@@ -12,9 +13,10 @@ from ee_ray.board import Board
 from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, slots_that_fit
 from ee_ray.errors import Diverged, UserError
 from ee_ray.interventions import adapt
+from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
-from ee_ray.runner import evidence_of, running_slots
+from ee_ray.runner import IDLE_SECONDS, evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
@@ -54,16 +56,21 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     check_model(sweep)
     torch.set_num_threads(execution.cpus_per_worker)
     world = World(torch.device("cuda" if execution.gpus_per_worker else "cpu"))
-    board = Board()
+    board, holder = Board(), uuid.uuid4().hex
 
     def work() -> None:
-        while order := board.take("local"):
-            key = order.stage.key
+        while not board.is_settled():
+            if (claimed := claim_next(sweep.store, board.take("local"), holder, board.put_off, board.found)) is None:
+                sleep(IDLE_SECONDS)
+                continue
+            (order, lease), key = claimed, claimed[0].stage.key
             try:
                 run_stage(sweep.store, order, world, partial(board.progress, key))
                 board.done("local", key)
             except Exception as error:
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
+            finally:
+                lease.release()
 
     job = _job(sweep)
     search = open_search(job, ledger)

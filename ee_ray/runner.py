@@ -30,12 +30,14 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.cluster import NAMESPACE, capacity, slots_that_fit
 from ee_ray.errors import Diverged, UserError, Withdrawn
+from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.train import World
 
 IDLE_SECONDS = 0.1
+SPARE_SECONDS = 30.0  # a slot without work for so long gives its room back; to have it again takes 13 s
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
@@ -48,20 +50,27 @@ def evidence_of(error: BaseException, rank: int, diverged: bool = False) -> dict
     return {"error": f"{type(error).__name__}: {error}", "diverged": diverged, **place, "log": trace[-15:]}
 
 
-def _next(board: ActorHandle[Board], slot: str, rank: int, size: int) -> Order | None:
-    """The slot's next stage, the same for every rank; None when the board is closed."""
-    key: str | None = None
-    while rank == 0:
-        order: Order | None = ray.get(board.take.remote(slot))
-        if order is not None:
-            key = order.stage.key
-            break
-        if ray.get(board.closed.remote()):
+def _next(
+    board: ActorHandle[Board], store: Store, config: dict[str, Any], rank: int, size: int
+) -> tuple[Order, Lease | None] | None:
+    """The slot's next stage, the same for every rank, and rank 0's lease on it; None when the board is closed, or has had
+    no work for so long that others may need the slot's room more."""
+    key, lease, asked = None, None, monotonic()
+    while rank == 0 and not ray.get(board.closed.remote()) and monotonic() - asked < SPARE_SECONDS:
+        claimed = claim_next(
+            store,
+            ray.get(board.take.remote(config["slot"])),
+            f"{config['board']}/{config['slot']}",
+            lambda key: ray.get(board.put_off.remote(key)),
+            lambda key: ray.get(board.found.remote(key)),
+        )
+        if claimed:
+            key, lease = claimed[0].stage.key, claimed[1]
             break
         sleep(IDLE_SECONDS)
     if size > 1:
         key = broadcast_from_rank_zero(key)
-    return ray.get(board.order.remote(key)) if key else None
+    return (ray.get(board.order.remote(key)), lease) if key else None
 
 
 def slot_worker(config: dict[str, Any]) -> None:
@@ -72,8 +81,8 @@ def slot_worker(config: dict[str, Any]) -> None:
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
     world = World(ray.train.torch.get_device(), rank, size, ray.train.torch.prepare_model)
-    while order := _next(board, slot, rank, size):
-        key = order.stage.key
+    while claimed := _next(board, store, config, rank, size):
+        (order, lease), key = claimed, claimed[0].stage.key
 
         def report(tokens: int, key: str = key) -> None:
             if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
@@ -94,6 +103,9 @@ def slot_worker(config: dict[str, Any]) -> None:
         else:
             if rank == 0:
                 ray.get(board.done.remote(slot, key))
+        finally:
+            if lease:
+                lease.release()
 
 
 def _bundle(execution: Execution) -> dict[str, float]:
@@ -164,6 +176,9 @@ def running_slots(
     def keep(number: int) -> None:
         slot, false_starts = f"slot{number}", 0
         while not ray.get(board.closed.remote()):
+            if not any_free(store, ray.get(board.ready.remote()), f"{board_name}/{slot}"):
+                sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
+                continue
             before = ray.get(board.snapshot.remote())["counts"]["done"]
             try:
                 if _room(execution, board):

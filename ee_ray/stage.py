@@ -59,7 +59,7 @@ def _batches(pools: list[Packed], stage: StageIdentity) -> Batches:
     return Batches(schedule(runs), gather, counted)
 
 
-def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.PreTrainedModel:
+def _load(store: Store, stage: StageIdentity, vocab_size: int, checks: bool) -> transformers.PreTrainedModel:
     fields = dict(stage.model)
     fingerprint = fields.pop("checkpoint", None)
     folder = store.model(fingerprint) if fingerprint else None
@@ -68,7 +68,7 @@ def _load(store: Store, stage: StageIdentity, vocab_size: int) -> transformers.P
         return load_checkpoint(folder, config)
     model = build_model(config, stage.seed)
     if stage.parent:
-        load_weights(model, store.weights(stage.parent))
+        load_weights(model, store.weights_checked(stage.parent) if checks else store.weights(stage.parent))
     return model
 
 
@@ -114,12 +114,15 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
-    model = _load(store, stage, pools[0].vocab_size)
+    model = _load(store, stage, pools[0].vocab_size, checks=world.rank == 0)
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
     batches = _batches(pools, stage)
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
+        if world.rank == 0:
+            resumed = keeper.saved[1]["step"] if keeper.saved else 0
+            store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
         validation = _validation(store, stage, trained, world)
         at, optim = train(trained, batches, stage, world, order.micro_batch, report, validation, keeper)
@@ -139,6 +142,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
             parquet.write_table(pa.table(asdict(at.curve)), draft / METRICS)
             record = _record(order, plain, world, at, losses, seconds)
             published = store.publish(order.stage.key, draft, record)
+            store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if dist.is_initialized() and world.size > 1:
         dist.barrier()
     return published

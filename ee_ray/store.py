@@ -8,9 +8,9 @@
     work/<key>/                   states of a stage that is being trained; gone once it is published
     tokenizers/<fingerprint>/     tokenizer.json, encoding.json
     digests.json                  hashes of files that were read
-    stages/<key>/                 weights.safetensors, metrics.parquet, record.json
+    leases/                       who trains which stage at the moment (lease.py)
     failures/<key>.json           evidence of a stage that failed
-    sweeps/<name>/                what the search notes of itself, the Optuna study, logs of runs
+    sweeps/<name>/                the sweep itself, what its search notes, a journal of stages, the Optuna study
 
 A stage is drafted beside its place and published by one rename of the whole folder, with record.json written last: a
 folder under stages/ is whole or not there. Of two writers of one key the first wins and the other's draft goes.
@@ -20,11 +20,13 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ee_ray.errors import UserError
@@ -35,6 +37,7 @@ WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METRICS = "metrics.parquet"
 RECORD = "record.json"
+JOURNAL = "journal.jsonl"
 ABANDONED_SECONDS = 24 * 3600  # a draft is written in seconds
 GIVEN_UP_SECONDS = 14 * 24 * 3600  # a corpus half packed may be worth hours, and somebody is coming back to it
 
@@ -55,6 +58,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_plain(name: str) -> bool:
+    return PurePath(name).name == name and name not in ("", "..")
+
+
 class Store:
     """One directory on a disk that every worker sees.
 
@@ -65,7 +72,7 @@ class Store:
     def __init__(self, root: Path | str):
         text = str(root).removeprefix("file://")
         if "://" in text:
-            raise UserError(f"storage {root}: only directories are supported, got the scheme {text.split(':')[0]}")
+            raise UserError(f"storage: only directories are supported, got the scheme {text.split(':')[0]}")
         self.root = Path(text).resolve()
         marker = self.root / "store.json"
         try:
@@ -82,33 +89,54 @@ class Store:
         try:
             if not (self.root / "store.json").exists():
                 _write_json(self.root / "store.json", {"schema": SCHEMA})
+            now = self.clock()
             for draft in (self.root / "stages").glob(".*.tmp"):
-                if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
+                if now - draft.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(draft, ignore_errors=True)
             for draft in (self.root / "data").glob("*.partial"):
-                if time.time() - draft.stat().st_mtime > GIVEN_UP_SECONDS:
+                if now - draft.stat().st_mtime > GIVEN_UP_SECONDS:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             raise UserError(f"storage {self.root}: cannot be written: {error.strerror}") from None
 
+    def clock(self) -> float:
+        """The time by the clock that stamps the store's files, seconds since the epoch: on a shared disk its server's."""
+        with tempfile.NamedTemporaryFile(dir=self.root, prefix=".clock.") as file:
+            return os.fstat(file.fileno()).st_mtime
+
+    def _entry(self, kind: str, name: str) -> Path:
+        """The place of `name` among its kind: right there, not elsewhere by way of `..`, another root, or a link.
+
+        Raises:
+            UserError: it would be elsewhere.
+        """
+        path = self.root / kind / name
+        if not _is_plain(name) or path.is_symlink():
+            raise UserError(f"storage {self.root}: {kind}/{name} would lead out of the store: it must be a plain name, and no link")  # fmt: skip
+        return path
+
     def data(self, fingerprint: str) -> Path:
-        return self.root / "data" / fingerprint
+        return self._entry("data", fingerprint)
 
     def model(self, fingerprint: str) -> Path:
-        return self.root / "models" / fingerprint
+        return self._entry("models", fingerprint)
 
     def work(self, key: str) -> Path:
-        return self.root / "work" / key
+        return self._entry("work", key)
 
     def tokenizer(self, fingerprint: str) -> Path:
-        return self.root / "tokenizers" / fingerprint
+        return self._entry("tokenizers", fingerprint)
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
 
     @property
     def digests(self) -> Path:
         return self.root / "digests.json"
 
     def stage(self, key: str) -> Path:
-        return self.root / "stages" / key
+        return self._entry("stages", key)
 
     def weights(self, key: str) -> Path:
         return self.stage(key) / WEIGHTS
@@ -117,7 +145,7 @@ class Store:
         return self.stage(key) / METRICS
 
     def sweep(self, name: str) -> Path:
-        return self.root / "sweeps" / name
+        return self._entry("sweeps", name)
 
     def published(self) -> list[str]:
         """Keys of the published stages."""
@@ -147,7 +175,7 @@ class Store:
     @contextmanager
     def draft(self, key: str) -> Iterator[Path]:
         """A private folder for a stage's files; removed unless `publish` moved it."""
-        folder = self.root / "stages" / f".{key}.{uuid.uuid4().hex[:8]}.tmp"
+        folder = self._entry("stages", f".{key}.{uuid.uuid4().hex[:8]}.tmp")
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -166,20 +194,37 @@ class Store:
             if not (self.stage(key) / RECORD).exists():
                 raise
             return False
-        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+        self._entry("failures", f"{key}.json").unlink(missing_ok=True)
         shutil.rmtree(self.work(key), ignore_errors=True)
         return True
 
     def fail(self, key: str, evidence: dict[str, Any]) -> None:
         """Keep the evidence of a stage that failed. `evidence["diverged"]` says whether trying again is pointless."""
-        _write_json(self.root / "failures" / f"{key}.json", {"schema": SCHEMA, "key": key, **evidence})
+        _write_json(self._entry("failures", f"{key}.json"), {"schema": SCHEMA, "key": key, **evidence})
 
     def failure(self, key: str) -> dict[str, Any] | None:
         try:
-            evidence: dict[str, Any] = json.loads((self.root / "failures" / f"{key}.json").read_text())
+            evidence: dict[str, Any] = json.loads(self._entry("failures", f"{key}.json").read_text())
         except FileNotFoundError:
             return None
         return evidence
+
+    def logs(self, name: str) -> Path:
+        """What runs of a sweep said, a file for each."""
+        return self.sweep(name) / "logs"
+
+    def journal(self, sweep: str, **event: Any) -> None:
+        """Add a line to a sweep's journal: who began or published which stage, where, and when by that host's clock."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = json.dumps({"at": at, "host": socket.gethostname(), "pid": os.getpid(), **event}) + "\n"
+        self.sweep(sweep).mkdir(parents=True, exist_ok=True)
+        with (self.sweep(sweep) / JOURNAL).open("a") as file:
+            file.write(line)  # short, and so by one call: lines of several writers do not mix
+
+    def journalled(self, sweep: str) -> list[dict[str, Any]]:
+        """The lines of a sweep's journal."""
+        path = self.sweep(sweep) / JOURNAL
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def write_sweep(self, name: str, file: str, value: Any) -> None:
         _write_json(self.sweep(name) / file, value)
@@ -188,6 +233,17 @@ class Store:
         """What `write_sweep` wrote, or None."""
         path = self.sweep(name) / file
         return json.loads(path.read_text()) if path.exists() else None
+
+    def weights_checked(self, key: str) -> Path:
+        """The weights of a published stage, once they are found to be what was published.
+
+        Raises:
+            RuntimeError: they are not.
+        """
+        record = self.record(key)
+        if record is None or _sha256(self.weights(key)) != record["sha256"][WEIGHTS]:
+            raise RuntimeError(f"stage {key}: {WEIGHTS} does not match its hash: remove {self.stage(key)}, and it is trained again")  # fmt: skip
+        return self.weights(key)
 
     def damage(self, key: str) -> list[str]:
         """What is wrong with a published stage: files missing or changed, or a key that its payload does not give."""
@@ -200,7 +256,9 @@ class Store:
             problems.append(f"stage {key}: its payload gives another key")
         for name, digest in record["sha256"].items():
             path = self.stage(key) / name
-            if not path.exists():
+            if not _is_plain(name) or path.is_symlink():
+                problems.append(f"stage {key}: {name} leads out of the store")
+            elif not path.exists():
                 problems.append(f"stage {key}: {name} is missing")
             elif _sha256(path) != digest:
                 problems.append(f"stage {key}: {name} does not match its hash")

@@ -10,15 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load",
+    "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
-    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "plan", "store", "pretrained", "board",
+    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease",
     "model", "interventions", "resume", "loss", "evaluate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
-    "sweep", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
+    "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.summary", "report.precision", "report.figures", "report.page", "report.theory",
-    "verify", "progress", "cli",
+    "report.summary", "report.precision", "report.figures", "report.page", "report.theory", "report.compared", "report.compared_page",
+    "export.choice", "export.recipe", "export.card", "export.folder",
+    "verify", "progress", "log", "launch", "api", "cli",
 ]  # fmt: skip
 
 

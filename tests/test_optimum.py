@@ -212,6 +212,13 @@ def test_the_order_of_rows_their_index_and_other_columns_change_nothing():
     assert find(shuffled).curve.equals(find(table).curve)
 
 
+def test_the_signs_of_eigenvectors_which_libraries_are_free_to_choose_change_nothing(monkeypatch):
+    table = sweep(valley(0.3, 6, 2))
+    found, eigh = find(table), np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: (lambda d, basis: (d, -basis))(*eigh(a)))
+    assert numbers(find(table)) == pytest.approx(numbers(found), rel=1e-9)
+
+
 def test_a_seed_seen_at_one_level_says_nothing_about_lambda():
     table = sweep(valley(0.4, 3, 2))
     lonely = pd.DataFrame({"lambda": [0.25], "seed": [9], "loss": [1.0]})

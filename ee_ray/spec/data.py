@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ee_ray.spec.strict import Commit, Positive, Strict
+from ee_ray.spec.strict import Bytes, Commit, Strict, Windows
 
 ROLES = ("pre", "post", "ft")
 _HUB = ("revision", "config", "split", "streaming")
@@ -14,6 +14,8 @@ _PAIR = ("prompt", "completion", "template")
 
 def _is_source(text: str) -> str:
     kind, _, rest = text.partition(":")
+    if "://" in rest and "@" in rest.partition("://")[2].partition("/")[0]:
+        raise ValueError("holds a name or a password: sweep files are copied into stores and reports; credentials belong in the environment")  # fmt: skip
     if kind not in ("builtin", "file", "hf") or not rest:
         raise ValueError(
             f"must be builtin:web|music|chemistry|instructions, file:PATH (here, s3:// or gs://; * matches names) "
@@ -39,18 +41,30 @@ class Source(Strict):
     `loss: completion` trains and measures the completion and the end of the document only.
     """
 
-    source: Annotated[str, AfterValidator(_is_source)]
-    size: Positive | None = None
+    source: Annotated[str, AfterValidator(_is_source), Field(json_schema_extra={"pattern": "^(builtin|file|hf):."})]
+    """where documents come from: `builtin:NAME`, `file:PATH` or `hf:ID` ([data.md](data.md))"""
+    size: Bytes | None = None
+    """text to take of a builtin corpus, which needs it, or of a data set of the hub"""
     field: str = "text"
+    """the column that holds a document"""
     prompt: str | None = None
+    """the column of what is only read"""
     completion: str | None = None
+    """the column of what is answered"""
     template: Annotated[str, AfterValidator(_is_template)] | None = None
+    """how a document is made of `{prompt}` and `{completion}`"""
     loss: Literal["all", "completion"] = "all"
+    """whether every token carries loss, or only those of the completion"""
     revision: Commit | None = None
+    """the commit of the data set's repository that is meant; needed for hf:"""
     config: str | None = None
+    """which of the data set's configurations, for hf:"""
     split: str = "train"
-    streaming: bool = Field(False, description="read from the hub while packing, instead of downloading first")
-    strict: bool = Field(False, description="refuse a token budget beyond the pool instead of repeating it")
+    """which of the data set's splits, for hf:"""
+    streaming: bool = False
+    """read from the hub while packing, instead of downloading first"""
+    strict: bool = False
+    """refuse a token budget beyond the pool instead of repeating it"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -82,7 +96,12 @@ class Data(Strict):
     """The three corpora (paper, section 3), and how the held-out split is drawn: by document, before packing."""
 
     pre: Source
+    """D_pre, what is pretrained on"""
     post: Source
+    """D_post, the scarce target data that lambda splits"""
     ft: Source
+    """D_ft, what others fine-tune on later"""
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    heldout_windows: Positive = 64
+    """the part of each corpus's documents that is kept out of training"""
+    heldout_windows: Windows = 64
+    """held-out windows of each corpus that losses are measured on"""

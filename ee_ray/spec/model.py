@@ -1,6 +1,8 @@
 """The `model:` part of a spec: a preset, any config of transformers' causal models, or a checkpoint to go on from."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import WithJsonSchema
 
 from ee_ray.spec.strict import Strict
 
@@ -9,10 +11,17 @@ class Checkpoint(Strict):
     """A folder that transformers saved (config.json, *.safetensors) to go on from; its content is its identity."""
 
     checkpoint: str
+    """the folder; a relative path starts from the sweep file"""
 
 
 Preset = Literal["nano", "smollm2-135m", "smollm2-1b"]
-ModelField = Preset | Checkpoint | dict[str, Any]
+# What transformers' config takes is checked when the model is built: editors only see what every config must have.
+_CONFIG = {
+    "type": "object",
+    "required": ["model_type"],
+    "properties": {"model_type": {"type": "string"}, "vocab_size": False},
+}
+ModelField = Preset | Checkpoint | Annotated[dict[str, Any], WithJsonSchema(_CONFIG)]
 
 # A model's vocabulary follows from the tokenizer. smollm2-135m is SmolLM2-135M's own config, and smollm2-1b the paper's
 # table 2; the paper has no table for the smaller one. Context is the sweep's sequence_length.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ee_ray.spec.stages import Posttrain, Pretrain
-from ee_ray.spec.strict import Positive, Strict
+from ee_ray.spec.strict import GpuHours, Hours, Nats, Positive, Strict, Tokens
 
 
 class Search(Strict):
@@ -26,16 +26,27 @@ class Search(Strict):
     """
 
     ladder: Annotated[int, Field(ge=2, le=256)] = 16
+    """steps of the ladder of lambda, which has one level more; posttrain.tokens must divide into as many whole windows"""
     anchors: Annotated[list[float], Field(min_length=2)] = [0.0, 0.5, 1.0]
+    """levels of lambda that are tried first; 0 and 1 among them"""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4, 5, 6, 7]
+    """replicates that may be used: a seed is one initialisation and one order of the data, at every lambda"""
     anchor_seeds: Positive = 2
+    """how many of the seeds the anchors are tried with"""
     runs_per_round: Positive = 2
+    """runs that are chosen at once: as many as the cluster trains at once"""
     max_trials: Positive = 40
-    max_tokens: Positive | None = None
-    max_hours: Annotated[float, Field(gt=0)] | None = None
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """budget of runs, anchors included"""
+    max_tokens: Tokens | None = None
+    """budget of tokens to train, what the store held before not counted"""
+    max_hours: Hours | None = None
+    """budget of one command's wall time; runs that have begun are finished"""
+    max_gpu_hours: GpuHours | None = None
+    """budget of GPU time; runs that have begun are finished"""
     ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """the search ends when the 95% interval of lambda* is no wider"""
     choices: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """other fields to choose with lambda: lists of values by dotted name, such as posttrain.learning_rate"""
 
     @field_validator("choices")
     @classmethod
@@ -79,17 +90,22 @@ class Search(Strict):
 class Objective(Strict):
     """What lambda* minimises, in nats. Differences below `practical` do not matter to the user.
 
-    L_ret           retained loss after fine-tuning at `finetune_lr`
-    L_im            immediate loss, before fine-tuning
-    L_ret_matched   retained loss where fine-tuning has come down to `finetune_loss`, between a recipe's own rates
-    weighted        the sum of `weights` times L_ret, L_ft, L_pre and L_im, fine-tuned at `finetune_lr`
+    - `L_ret`: retained loss after fine-tuning at `finetune_lr`
+    - `L_im`: immediate loss, before fine-tuning
+    - `L_ret_matched`: retained loss where fine-tuning has come down to `finetune_loss`, between a recipe's own rates
+    - `weighted`: the sum of `weights` times L_ret, L_ft, L_pre and L_im, fine-tuned at `finetune_lr`
     """
 
     loss: Literal["L_ret", "L_im", "L_ret_matched", "weighted"] = "L_ret"
+    """which loss lambda* minimises"""
     finetune_lr: float
-    finetune_loss: Annotated[float, Field(gt=0)] | None = None
+    """the fine-tuning rate at which it is read: one of stages.finetune.learning_rates"""
+    finetune_loss: Nats | None = None
+    """the fine-tuning loss to compare at, for loss: L_ret_matched"""
     weights: dict[Literal["L_ret", "L_ft", "L_pre", "L_im"], float] | None = None
-    practical: Annotated[float, Field(gt=0)] = 0.01
+    """of the losses, for loss: weighted"""
+    practical: Nats = 0.01
+    """differences below this do not matter"""
 
     @model_validator(mode="after")
     def _complete(self) -> "Objective":

@@ -4,18 +4,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ee_ray.spec.strict import Positive, Rate, Strict
+from ee_ray.spec.strict import Positive, Rate, Sequences, Steps, StepsFromZero, Strict, Tokens, Windows
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Training(Strict):
-    tokens: Positive
-    global_batch_size: Annotated[int, Field(gt=0, description="sequences per step")]
+    tokens: Tokens
+    """the budget; a multiple of sequence_length"""
+    global_batch_size: Sequences
+    """of one step, whatever the workers"""
     min_learning_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """where the cosine ends; below the peak"""
+    warmup_steps: StepsFromZero = 100
+    """linear warmup, a tenth of the stage at most"""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """of AdamW"""
 
     def _lowest_peak(self) -> float:
         raise NotImplementedError
@@ -31,9 +36,12 @@ class EarlyStopping(Strict):
     """Stage 2 is evaluated every `every_steps` on `windows` held-out windows of D_post that L_im is not measured on; it
     ends after `patience` evaluations without a new best, and hands on the best weights (paper, 4.1)."""
 
-    every_steps: Positive
+    every_steps: Steps
+    """how often it is evaluated"""
     patience: Positive = 3
-    windows: Positive = 64
+    """evaluations without a new best after which stage 2 ends"""
+    windows: Windows = 64
+    """held-out windows of D_post to evaluate on, none of them among those of L_im"""
 
 
 class Dropout(Strict):
@@ -41,9 +49,13 @@ class Dropout(Strict):
     attention and MLP block adds to the residual stream, and on the hidden activation of the MLP."""
 
     embedding: Probability = 0.0
+    """after the token embedding"""
     attention: Probability = 0.0
+    """on attention probabilities"""
     residual: Probability = 0.0
+    """on what each block adds to the residual stream"""
     mlp: Probability = 0.0
+    """on the hidden activation of the MLP"""
 
 
 class Lora(Strict):
@@ -53,9 +65,13 @@ class Lora(Strict):
     """
 
     rank: Positive = 64
+    """of each adapter"""
     alpha: Annotated[float, Field(gt=0)] = 128.0
+    """adapters are scaled by alpha / rank"""
     dropout: Probability = 0.0
+    """on what goes into an adapter"""
     targets: Annotated[list[str], Field(min_length=1)] = ["o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    """names of the linear layers that get one"""
 
 
 class Posttrain(_Training):
@@ -67,11 +83,17 @@ class Posttrain(_Training):
     """
 
     learning_rate: Rate
+    """the peak"""
     passes: Positive = 1
+    """over stage 2's share of D_post; in the varying setting the most that early stopping allows"""
     early_stopping: EarlyStopping | None = None
+    """for setting: varying, which needs it"""
     replay: Share = 0.0
+    """the fraction of D_pre's budget that is mixed into a pass over the whole of D_post"""
     dropout: Dropout = Dropout()
+    """while stage 2 trains"""
     lora: Lora | None = None
+    """train adapters instead of all weights, and merge them at hand-over"""
 
     def _lowest_peak(self) -> float:
         return self.learning_rate
@@ -82,7 +104,9 @@ class Exposure(Strict):
     `passes` times (the paper makes one pass at most, and names this as a limitation)."""
 
     window: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    """begin and end, as fractions of pretraining's course"""
     passes: Positive = 1
+    """how often D_post's share is read in pretraining"""
 
     @field_validator("window")
     @classmethod
@@ -96,8 +120,11 @@ class Pretrain(_Training):
     """Stage 1. `tokens` is the budget of D_pre; `mixing` says whether D_post comes on top of it or in its place."""
 
     learning_rate: Rate
+    """the peak"""
     mixing: Literal["add", "replace"] = "add"
+    """whether D_post comes on top of D_pre's tokens or in the place of some"""
     exposure: Exposure = Exposure()
+    """where in pretraining D_post's share is mixed in"""
 
     def _lowest_peak(self) -> float:
         return self.learning_rate
@@ -107,6 +134,7 @@ class Finetune(_Training):
     """Stage 3, once for each learning rate: what others will do to the model later."""
 
     learning_rates: Annotated[list[Rate], Field(min_length=1)]
+    """peaks; stage 3 is trained once for each"""
 
     def _lowest_peak(self) -> float:
         return min(self.learning_rates)
@@ -120,6 +148,11 @@ class Finetune(_Training):
 
 
 class Stages(Strict):
+    """The three stages of a recipe: pretraining, post-training, and what others do later."""
+
     pretrain: Pretrain
+    """stage 1, on D_pre and a lambda-fraction of D_post"""
     posttrain: Posttrain
+    """stage 2, on the rest of D_post"""
     finetune: Finetune
+    """stage 3, on D_ft"""

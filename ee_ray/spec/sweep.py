@@ -13,7 +13,7 @@ from ee_ray.spec.data import Data
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
 from ee_ray.spec.stages import Stages
-from ee_ray.spec.strict import Positive, Strict
+from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Strict
 from ee_ray.spec.tokenizer import Tokenizer
 
 STAGES = ("pretrain", "posttrain", "finetune")
@@ -31,26 +31,44 @@ class Execution(Strict):
     state is saved every `checkpoint_seconds`, which is what a crash can cost. `gpu` is what `plan` reckons with until a stage was measured."""
 
     workers: Positive = 1
+    """processes of one stage; batches must divide by them"""
     cpus_per_worker: Positive = 1
+    """CPUs, and threads, of each worker"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each worker; 0 trains on CPUs"""
     gpu: Gpu = "H100"
-    micro_batch: Positive | None = None
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """what `plan` reckons with until a stage was measured"""
+    micro_batch: Sequences | None = None
+    """of one forward pass; without it as many as a worker's share of the batch"""
+    checkpoint_seconds: Seconds = 300.0
+    """how often a stage's state is saved: what a crash can cost"""
 
 
 class SweepSpec(Strict):
     schema_version: Annotated[Literal[1], Field(alias="schema")]
+    """of this file: 1"""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+    """of the sweep, its reports and its notes in the store: lower-case letters, digits, dots, dashes"""
     setting: Literal["compute_matched", "varying"] = "compute_matched"
+    """divide one pass over D_post (paper, 4.2), or post-train on all of it whatever was mixed in (4.1)"""
     model: ModelField
+    """a preset, `{checkpoint: FOLDER}`, or the fields of any causal model's config in transformers, vocab_size left out"""
     tokenizer: Tokenizer = Tokenizer(raw_bytes=True)
-    sequence_length: Annotated[int, Field(ge=8)]
+    """one for all corpora"""
+    sequence_length: ContextTokens
+    """of a window, which is also the model's context"""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """of training's matrix products; weights are always fp32"""
     data: Data
+    """three corpora"""
     stages: Stages
+    """how long and how fast each stage trains"""
     search: Search = Search()
+    """where to look and when to stop"""
     objective: Objective
+    """what lambda* minimises"""
     execution: Execution = Execution()
+    """where and how fast: nothing here changes a number"""
 
     @property
     def model_config_fields(self) -> dict[str, Any]:

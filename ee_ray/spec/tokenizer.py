@@ -12,12 +12,14 @@ _KINDS = "must be bytes, {folder: PATH}, {hub: ID, revision: COMMIT} or {train: 
 class Train(Strict):
     """A byte-level BPE of at most `vocab_size` tokens, trained on the training text of the corpora in `on`."""
 
-    vocab_size: Annotated[int, Field(ge=257, description="256 bytes and the end of a document, at least")]
+    vocab_size: Annotated[int, Field(ge=257)]
+    """the most tokens that it may have: 256 bytes and the end of a document, at least"""
     on: Annotated[
         list[Literal["pre", "post", "ft"]],
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         Field(min_length=1),
     ]
+    """the corpora on whose training text it is trained: pre, post, ft, or a list of them"""
 
 
 class Tokenizer(Strict):
@@ -27,11 +29,17 @@ class Tokenizer(Strict):
     """
 
     raw_bytes: bool = False
+    """what `tokenizer: bytes` means"""
     folder: str | None = None
+    """one of your own: tokenizer.json, or its folder"""
     hub: str | None = None
+    """one of the Hugging Face hub, at `revision`"""
     revision: Commit | None = None
+    """the commit of its repository"""
     train: Train | None = None
+    """a byte-level BPE, trained on the spot"""
     end: str | None = None
+    """the token that ends each document; without it the eos token of the tokenizer's own files"""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,82 @@
+"""Prepare a sweep's data and train what its search asks for, here or on Ray: what `ee-ray run` and notebooks have in common."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any
+
+from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from ee_ray.data.workers import Workers
+from ee_ray.environment import prepare_ray
+from ee_ray.errors import UserError
+from ee_ray.ledger import Ledger, note, read_ledger
+from ee_ray.log import Log
+from ee_ray.progress import watching
+from ee_ray.sweep import Sweep, register
+from ee_ray.sweep import prepare as prepare_data
+
+
+def prepare(sweep: Sweep, log: Log, workers: Workers | None = None) -> None:
+    """Pack what is not packed yet, with a bar on a terminal; warnings are said."""
+    # How much text there is in all is known after reading it: the bar shows motion, the columns amounts.
+    columns = (TextColumn("{task.description}"), BarColumn(), FileSizeColumn(), TransferSpeedColumn(), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=log.console, transient=True, disable=not log.console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(role: str, done: int) -> None:
+            if role not in tasks:
+                tasks[role] = bar.add_task(f"packing {role}", total=None)
+            bar.advance(tasks[role], done)
+
+        warnings = prepare_data(sweep, progress, workers)
+    for warning in warnings:
+        log.say(f"warning: {warning}")
+
+
+def train(
+    sweep: Sweep, address: str | None, local: bool, log: Log, on_connect: Callable[[], None] = lambda: None
+) -> tuple[Ledger, str | None]:
+    """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it, if one did.
+
+    on_connect: called when Ray has started, which puts its own signal handlers in place.
+
+    Raises:
+        UserError: as preparing and running do.
+    """
+    if address and local:
+        raise UserError("--address and --local exclude each other")
+    prepare(sweep, log)
+    ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
+    register(sweep)
+    if not ledger.decision.outstanding:
+        log.say(f"{sweep.spec.name}: everything is published, nothing to train")
+        return ledger, None
+    log.say(f"{sweep.spec.name}: {len(ledger.decision.outstanding)} trials to train; starting {'in this process' if local else 'Ray'}")  # fmt: skip
+
+    @contextmanager
+    def watch(snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
+        with ExitStack() as displays:
+            for console in filter(None, (log.kept, log.console)):
+                displays.enter_context(watching(console, snapshot))
+            yield
+
+    if local:
+        stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
+    else:
+        stopped = _on_ray(sweep, ledger, address, watch, on_connect)
+    return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
+
+
+def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_connect: Callable[[], None]) -> str | None:  # fmt: skip
+    prepare_ray(address)
+    connected = import_module("ee_ray.cluster").connected
+    # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
+    with ThreadPoolExecutor(1) as background:
+        heavy = background.submit(import_module, "ee_ray.run")
+        with connected(address):
+            on_connect()
+            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watch)
+            return stopped

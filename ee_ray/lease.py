@@ -1,0 +1,143 @@
+"""Who trains a stage, among all runs that share a store: a claim beside the store's stages, kept alive while it is trained.
+
+    leases/<key>.<generation>     who holds it; its time of change is its last sign of life
+
+The newest generation counts. Claims are only ever added, by a creation that one of many can make, so that two never hold
+the same one; to take over from a dead holder is to add the next. Ages are taken by the store's clock alone, that of the
+disk, so that hosts may disagree about the time. Whoever trains holds a claim and waits for nothing; whoever waits holds
+none: no mix of runs can lock up. A holder that was slow and has lost its claim does no harm: what it publishes is the
+same, and the first to publish wins.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ee_ray.board import Order
+from ee_ray.identity import Stage
+from ee_ray.store import Store
+
+BEAT_SECONDS = 5.0
+DEAD_SECONDS = 30.0  # six beats
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The newest claim to a stage. `age`: seconds since its last sign of life; `ended`: its process is known to be gone."""
+
+    generation: int
+    holder: str
+    age: float
+    ended: bool
+
+
+def is_free(claim: Claim | None, holder: str) -> bool:
+    """Whether `holder` may train the stage. A slot that comes back has lost its processes, and goes on at once."""
+    return claim is None or claim.ended or claim.age > DEAD_SECONDS or claim.holder == holder
+
+
+@cache
+def _machine() -> str:
+    """This machine since it was started, and the numbering of processes that this one sees."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _has_ended(machine: str, pid: int) -> bool:
+    if not machine or machine != _machine():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def newest(store: Store, key: str) -> Claim | None:
+    """The claim to a stage, if there is one."""
+    generations = [int(path.suffix[1:]) for path in store.leases.glob(f"{key}.*")]
+    if not generations:
+        return None
+    path = store.leases / f"{key}.{max(generations)}"
+    try:
+        changed = path.stat().st_mtime
+        said = json.loads(path.read_text())
+        holder, ended = said["holder"], _has_ended(said["machine"], said["pid"])
+    except FileNotFoundError:
+        return None  # released meanwhile
+    except (ValueError, KeyError, TypeError):
+        holder, ended = "", False  # being written
+    return Claim(max(generations), holder, store.clock() - changed, ended)
+
+
+def any_free(store: Store, keys: Iterable[str], holder: str) -> bool:
+    """Whether `holder` could train one of these stages now."""
+    return any(is_free(newest(store, key), holder) for key in keys)
+
+
+class Lease:
+    """A claim that this process holds, until `release` or its death. Not at hand if the stage was `published` before."""
+
+    def __init__(self, store: Store, stage: Stage, path: Path):
+        self._path, self._done = path, threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+        self.published = store.find(stage.key, stage.identity.payload()) is not None
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
+            try:
+                os.utime(self._path)  # the disk's own time, not this host's
+            except OSError:
+                continue  # a disk that is away: the claim ages, and may be lost
+
+    def release(self) -> None:
+        """Free the stage, and clear the claims of those who died with it."""
+        self._done.set()
+        key, generation = self._path.stem, int(self._path.suffix[1:])
+        for path in self._path.parent.glob(f"{key}.*"):
+            if int(path.suffix[1:]) <= generation:
+                path.unlink(missing_ok=True)
+
+
+def claim(store: Store, stage: Stage, holder: str) -> Lease | None:
+    """A lease on a stage for `holder` (a run and its slot), or None: another trains it now."""
+    found = newest(store, stage.key)
+    if not is_free(found, holder):
+        return None
+    path = store.leases / f"{stage.key}.{found.generation + 1 if found else 1}"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return None  # another was first
+    with os.fdopen(file, "w") as out:
+        json.dump({"holder": holder, "machine": _machine(), "pid": os.getpid()}, out)
+    return Lease(store, stage, path)
+
+
+def claim_next(
+    store: Store, order: Order | None, holder: str, put_off: Callable[[str], Any], found: Callable[[str], Any]
+) -> tuple[Order, Lease] | None:
+    """The order that the board gave with a lease on its stage; None, once the board was told why, if there is none to train:
+    another run trains it (`put_off`), or has published it (`found`)."""
+    if order is None:
+        return None
+    lease = claim(store, order.stage, holder)
+    if lease is None:
+        put_off(order.stage.key)
+        return None
+    if lease.published:
+        lease.release()
+        found(order.stage.key)
+        return None
+    return order, lease

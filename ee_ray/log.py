@@ -1,0 +1,77 @@
+"""What a command says while it works: to people on the terminal, and to a file that the store keeps."""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from ee_ray.errors import UserError
+
+
+class Log:
+    """Says lines to people, and writes each with the time to a file, if it has one. When quiet only alarms are heard."""
+
+    def __init__(self, quiet: bool = False, file: TextIO | None = None):
+        self.console = Console(stderr=True, quiet=quiet)
+        self.quiet, self.file = quiet, file
+
+    def say(self, text: str) -> None:
+        """On the way, to stderr."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.keep(text)
+
+    def tell(self, text: str) -> None:
+        """A result, to stdout."""
+        if not self.quiet:
+            print(text, flush=True)
+        self.keep(text)
+
+    def alarm(self, text: str) -> None:
+        """What went wrong, to stderr, quiet or not."""
+        print(text, file=sys.stderr, flush=True)
+        self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Write to the file only."""
+        if self.file:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self.file.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+            self.file.flush()
+
+    @property
+    def kept(self) -> Console | None:
+        """A console that is the file, for what prints to consoles by itself."""
+        return Console(file=self.file, width=120, no_color=True) if self.file else None
+
+
+@contextmanager
+def keeping(folder: Path, quiet: bool = False) -> Iterator[Log]:
+    """A log that is kept in `folder` under the time at which it begins, with the command, and how it ended.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = sum(1 for _ in folder.glob(f"{stamp}*"))
+        file = (folder / f"{stamp}{f'-{number}' if number else ''}.log").open("x")
+    except OSError as error:
+        raise UserError(f"{folder}: no log can be kept there: {error.strerror}") from error
+    with file:
+        log = Log(quiet, file)
+        log.keep(
+            f"{' '.join(sys.argv)}; ee_ray {version('ee-ray')}, Python {platform.python_version()}, {platform.node()}"
+        )
+        try:
+            yield log
+        except BaseException as error:
+            log.keep(f"ended by {type(error).__name__}: {error}")
+            raise
+        log.keep("done")

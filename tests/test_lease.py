@@ -1,0 +1,218 @@
+"""Runs that share a store train every common stage once; the claims of the dead free themselves; nothing locks up."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from conftest import Place, ray_environment, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_board import orders
+from test_store import STAGE, elsewhere, publish
+
+from ee_ray import lease
+from ee_ray.board import Board, Order
+from ee_ray.lease import DEAD_SECONDS, Claim, Lease, claim, claim_next, is_free, newest
+from ee_ray.plan import Point
+from ee_ray.spec.sweep import SweepSpec
+from ee_ray.store import Store
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    store = Store(tmp_path / "store")
+    store.create()
+    return store
+
+
+def test_a_claim_is_free_once_its_holder_is_dead_or_asks_again():
+    alive = Claim(1, "a", age=1.0, ended=False)
+    assert is_free(None, "a") and is_free(alive, "a") and not is_free(alive, "b")
+    assert is_free(Claim(1, "a", age=DEAD_SECONDS + 1, ended=False), "b")
+    assert is_free(Claim(1, "a", age=0.0, ended=True), "b")
+
+
+def test_one_holds_a_stage_until_it_is_released(store):
+    held = claim(store, STAGE, "a")
+    assert held and claim(store, STAGE, "b") is None
+    held.release()
+    assert newest(store, STAGE.key) is None
+    again = claim(store, STAGE, "b")
+    assert again and not again.published
+    again.release()
+
+
+def test_what_was_published_meanwhile_is_said_with_the_lease(store):
+    publish(store)
+    held = claim(store, STAGE, "a")
+    assert held.published
+    held.release()
+
+
+def test_of_many_who_claim_at_once_one_gets_it(store):
+    code = "from ee_ray.lease import claim; import time; print(bool(claim(store, STAGE, str(os.getpid()))), flush=True); time.sleep(3)"  # fmt: skip
+    said = [racer.communicate()[0].strip() for racer in [elsewhere(code, store) for _ in range(5)]]
+    assert sorted(said) == ["False"] * 4 + ["True"]
+
+
+def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(store):
+    code = "from ee_ray.lease import claim; claim(store, STAGE, 'a'); print('held', flush=True); signal.pause()"
+    holder = elsewhere(code, store)
+    assert holder.stdout.readline() == "held\n"
+    assert claim(store, STAGE, "b") is None
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert claim(store, STAGE, "b")
+
+
+def of_another_host(store: Store) -> Path:
+    """A claim whose process cannot be looked for here."""
+    store.leases.mkdir(exist_ok=True)
+    path = store.leases / f"{STAGE.key}.3"
+    path.write_text('{"holder": "far", "machine": "another", "pid": 1}')
+    return path
+
+
+def test_a_holder_elsewhere_is_dead_after_six_beats_were_missed_by_the_clock_of_the_disk(store, monkeypatch):
+    path = of_another_host(store)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # this host's own clock is years off, and nobody asks it
+    assert claim(store, STAGE, "b") is None
+    then = path.stat().st_mtime - DEAD_SECONDS - 1
+    os.utime(path, (then, then))
+    held = claim(store, STAGE, "b")
+    assert held and newest(store, STAGE.key).generation == 4
+    held.release()
+    assert list(store.leases.iterdir()) == [], "the dead one's claim went with it"
+
+
+def test_a_claim_is_kept_alive_as_long_as_it_is_held(store, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    held = claim(store, STAGE, "a")
+    path = store.leases / f"{STAGE.key}.1"
+    os.utime(path, (0, 0))
+    time.sleep(0.3)
+    assert newest(store, STAGE.key).age < DEAD_SECONDS
+    held.release()
+    path.touch()
+    os.utime(path, (0, 0))
+    time.sleep(0.2)
+    assert path.stat().st_mtime == 0, "a released claim beats no more"
+
+
+def test_a_claim_that_is_only_half_written_is_held(store):
+    path = of_another_host(store)
+    path.write_text("")
+    assert claim(store, STAGE, "b") is None
+
+
+def test_losing_a_claim_does_no_harm(store):
+    """A slow holder comes back after its stage was taken over and published: it publishes nothing, and frees nothing."""
+    slow = claim(store, STAGE, "slow")
+    then = store.clock() - DEAD_SECONDS - 1
+    os.utime(store.leases / f"{STAGE.key}.1", (then, then))
+    quick = claim(store, STAGE, "quick")
+    slow.release()
+    assert newest(store, STAGE.key).holder == "quick"
+    assert publish(store) and not publish(store)
+    quick.release()
+    assert store.damage(STAGE.key) == []
+
+
+class Run:
+    """A run as the board, the leases and a cluster's units see it: slots of one size, each taking, training, ending."""
+
+    def __init__(self, name: str, points: list[Point], size: int, slots: int):
+        self.name, self.size, self.board, self.trained = name, size, Board(), Counter()
+        self.board.submit(orders(*points), [])
+        self.held: dict[str, tuple[Order, Lease] | None] = dict.fromkeys(f"{name}{n}" for n in range(slots))
+        self.up: set[str] = set()
+
+    def step(self, store: Store, slot: str, free: int) -> int:
+        """What one slot does next; the units that it takes (or gives back, negative)."""
+        if slot not in self.up:
+            starts = self.size <= free and lease.any_free(store, self.board.ready(), slot)
+            self.up |= {slot} if starts else set()
+            return self.size if starts else 0
+        if self.held[slot]:
+            (order, held), key = self.held[slot], self.held[slot][0].stage.key
+            with store.draft(key) as draft:
+                store.publish(key, draft, {"payload": order.stage.identity.payload()})
+            self.trained[key] += 1
+            self.board.done(slot, key)
+            held.release()
+            self.held[slot] = None
+            return 0
+        self.held[slot] = claim_next(store, self.board.take(slot), slot, self.board.put_off, self.board.found)
+        if self.held[slot]:
+            return 0
+        self.up.discard(slot)
+        return -self.size
+
+
+runs = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=3, unique=True),
+        st.integers(1, 3),
+        st.integers(1, 4),
+    ),
+    min_size=2,
+    max_size=3,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(runs=runs, units=st.integers(3, 5), seed=st.integers(0, 2**32))
+def test_any_runs_of_any_sizes_on_any_cluster_end_and_train_every_stage_once(runs, units, seed):
+    """A slot of up to three units on a cluster of at least three; who steps next is drawn. A bound on steps is the proof."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        store, free, random = Store(folder), units, Random(seed)
+        store.create()
+        all_runs = [
+            Run(f"run{n}-", [Point(*p) for p in points], size, slots) for n, (points, size, slots) in enumerate(runs)
+        ]
+        actors = [(run, slot) for run in all_runs for slot in run.held]
+        for _ in range(5000):
+            if all(run.board.is_settled() for run in all_runs):
+                break
+            run, slot = random.choice(actors)
+            for entry in run.board._entries.values():
+                entry.put_off = 0.0  # a moment later
+            free -= run.step(store, slot, free)
+            assert 0 <= free <= units
+        assert all(run.board.is_settled() for run in all_runs)
+        trained = sum((run.trained for run in all_runs), Counter())
+        assert set(trained.values()) == {1}
+        assert set(trained) == set(store.published())
+    finally:
+        shutil.rmtree(folder)  # fmt: skip
+
+
+def test_two_sweeps_that_run_at_once_over_one_store_train_what_they_share_once(tmp_path):
+    """The second differs in its post-training: it shares every pretraining, and at lambda = 1 everything."""
+    place = Place(tmp_path)
+    files = [
+        place.write(search__max_trials=6),
+        place.write("other.yaml", name="other", search__max_trials=6, stages__posttrain__learning_rate=0.004),
+        place.write("same.yaml", name="same", search__max_trials=6),
+    ]
+    place.ee_ray("prepare", files[0])
+    environment = {**ray_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # three on two cores
+    commands = [[sys.executable, "-m", "ee_ray.cli", "run", file, "--local"] for file in files]
+    started = [subprocess.Popen(c, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]  # fmt: skip
+    said = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    events = [event for name in ("tiny", "other", "same") for event in place.store.journalled(name)]
+    begun = Counter(event["key"] for event in events if event["event"] == "begun")
+    assert set(begun.values()) == {1} and len(begun) == len(place.store.published())
+    assert len({event["pid"] for event in events}) >= 2, "more than one of them worked"
+    assert [place.summary(name)["stages"]["failed"] for name in ("tiny", "other", "same")] == [0, 0, 0]
+    assert SweepSpec.model_validate(tiny())
