@@ -73,8 +73,7 @@ def summed_loss(model: nn.Module, windows: Tensor, head: nn.Module | None) -> Te
     inputs, targets = _split(windows)
     if head is None or targets.numel() <= tokens_at_a_time(head, windows.device):
         return token_losses(model, windows).sum()
-    fused = _liger() if windows.is_cuda and type(head) is nn.Linear else None
-    if fused:
+    if windows.is_cuda and type(head) is nn.Linear and (fused := _liger()):
         act: Callable[[Forward, Tensor], Tensor] = partial(_fused, fused, head, targets.flatten())
     else:
         act = partial(_summed, head, targets.flatten(), tokens_at_a_time(head, windows.device))

@@ -13,7 +13,7 @@ LAYERS = [
     "errors", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease",
-    "model", "interventions", "resume", "loss", "evaluate", "train", "stage",
+    "model", "interventions", "allocator", "feed", "resume", "loss", "evaluate", "accelerate", "train", "stage",
     "frontier", "compare", "objective", "curve", "optimum", "transfer", "acquisition", "propose", "forecast", "ledger",
     "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",

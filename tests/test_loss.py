@@ -30,7 +30,7 @@ SEPARABLE = {
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-    },  # fmt: skip
+    },
     "phi, whose head has a bias": {"model_type": "phi", **LIKE_LLAMA},
     "qwen3": {"model_type": "qwen3", **LIKE_LLAMA, "head_dim": 16, "num_key_value_heads": 1},
     "gpt_neox": {"model_type": "gpt_neox", **LIKE_LLAMA},

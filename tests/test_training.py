@@ -198,7 +198,7 @@ stages = {{s.key: s for level in range(5) for s in bench.trial(level).stages}}
 import ee_ray.train as t
 torch.set_num_threads({torch.get_num_threads()})
 slow = t._Trainer.step
-t._Trainer.step = lambda self: (time.sleep(0.05), slow(self))[1]  # time to be killed in
+t._Trainer.step = lambda self, feed: (time.sleep(0.05), slow(self, feed))[1]  # time to be killed in
 bench.run(stages[{stage.key!r}], every=0.0)
 """
     process = subprocess.Popen([sys.executable, "-c", code], env=ray_environment(), stderr=subprocess.PIPE, text=True)
