@@ -5,12 +5,14 @@
     python benchmarks/faults.py --soak 50           that many faults, drawn at random, in one sweep
 
 A fault is injected while at least one stage is half-way. Measured: the age of the oldest state that a stage goes back to
-(what is lost), the time until the next stage is published (by the run itself, or by the same command once it has ended),
-stages that were begun again after they had been published, and whether all numbers are, bit for bit, those of a sweep that
+(what is lost), how long everything and how long a stage that was hit stood still (until the run itself, or the same command
+once it has ended, went on), stages that were begun again after they had been published, and whether all numbers are, bit for bit, those of a sweep that
 nothing happened to. A minute or two for each fault. Faults of the disk mount one (root, loop devices).
 """
 
 import argparse
+import calendar
+import itertools
 import json
 import os
 import random
@@ -47,12 +49,14 @@ FREEZE_SECONDS = 45.0  # longer than a claim lives without a sign of life
 
 @dataclass
 class Row:
-    """`back_s`: until the next stage was published, the fault included; `status`: how the run ended that was hit."""
+    """`silence_s`: the longest time in which no stage began or was published; `stood_s`: the longest from the first to the
+    next beginning of a stage that was hit, what it had trained included; `status`: how the run ended that was hit."""
 
     fault: str
     status: int
     lost_s: float
-    back_s: float
+    silence_s: float
+    stood_s: float
     trained_again: int
     begun_twice: int
     same_bits: bool
@@ -182,19 +186,30 @@ def events(place: Place) -> tuple[int, int]:
     return again, sum(count > 1 for count in begun.values())
 
 
+def standstill(place: Place) -> tuple[float, float]:
+    """Seconds, to the second, of `Row.silence_s` and `Row.stood_s`."""
+    found = [(calendar.timegm(time.strptime(e["at"], "%Y-%m-%dT%H:%M:%SZ")), e) for e in place.store.journalled("tiny")]
+    begun: dict[str, list[int]] = {}
+    for at, event in found:
+        if event["event"] == "begun":
+            begun.setdefault(event["key"], []).append(at)
+    times = sorted(at for at, _ in found)
+    silence = max(b - a for a, b in itertools.pairwise(times))
+    return float(silence), float(max((ats[-1] - ats[0] for ats in begun.values()), default=0))
+
+
 def suffer(name: str, folder: Path, unbroken: Place) -> Row:
     fault, place = FAULTS[name], Place(folder)
     spec = place.write(**SWEEP, search__max_trials=6)
     run = start(place, spec)
     run.wait_for(lambda: len(place.store.published()) >= 2 and half_way(place), 300)
-    lost, before, at = max(half_way(place), default=0.0), set(place.store.published()), time.monotonic()
+    lost, before = max(half_way(place), default=0.0), set(place.store.published())
     fault.inject(run, place)
     run, status = watch_until(run, place, spec, lambda: set(place.store.published()) > before)
-    back = time.monotonic() - at
     run, later = watch_until(run, place, spec, lambda: False)
-    again, twice = events(place)
+    (again, twice), (silence, stood) = events(place), standstill(place)
     same = place.numbers() == unbroken.numbers() and place.summary()["optimum"] == unbroken.summary()["optimum"]
-    return Row(fault.says, status or later, round(lost, 1), round(back, 1), again, twice, same)
+    return Row(fault.says, status or later, round(lost, 1), silence, stood, again, twice, same)
 
 
 def soak(count: int, folder: Path, seed: int) -> dict[str, Any]:
@@ -236,14 +251,15 @@ def soak(count: int, folder: Path, seed: int) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     lines = [
-        "| fault | the run | lost at most | next stage published after | published stages trained again | final numbers |",
-        "|---|---|---|---|---|---|",
+        "| fault | the run | lost at most | all stood still | a hit stage began again after | published stages trained again | final numbers |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in FAULTS:
         if row := results["faults"].get(name):
             went = f"ended with {row['status']}; the same command went on" if row["status"] else "went on"
+            stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
             same = "the same bits" if row["same_bits"] else "**differ**"
-            lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['back_s']:.0f} s | {row['trained_again']} | {same} |")  # fmt: skip
+            lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
     for found in results["soaks"]:
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(found["faults"].items()))
         lines.append(f"\nSoak: {sum(found['faults'].values())} faults ({kinds}) in a sweep of {found['stages']} stages, {found['seconds']} s: "

@@ -19,7 +19,7 @@ from ee_ray.board import Board
 from ee_ray.cluster import autoscaled
 from ee_ray.errors import UserError
 from ee_ray.plan import distinct
-from ee_ray.resume import FACTS, TENSORS, newest_state, write_state
+from ee_ray.resume import FACTS, SCHEMA, TENSORS, newest_state, write_state
 from ee_ray.run import _job
 from ee_ray.spec.load import load_sweep
 from ee_ray.stage import run_stage
@@ -116,7 +116,7 @@ def test_a_pickle_in_the_place_of_a_state_half_way_is_refused(copy, mark):
     write_state(copy.store.work(stage.key), 3, {"x": torch.zeros(1)}, {})
     torch.save(Bomb(mark), state / TENSORS)
     assert newest_state(copy.store.work(stage.key)) == 0, "what does not match its hash is not a state"
-    (state / FACTS).write_text(json.dumps({"step": 3, "sha256": _sha256(state / TENSORS)}))
+    (state / FACTS).write_text(json.dumps({"schema": SCHEMA, "step": 3, "sha256": _sha256(state / TENSORS)}))
     board = Board()
     board.submit(job.orders(job.trial({"level": 2, "seed": 0})), [])
     with pytest.raises(SafetensorError):
