@@ -90,7 +90,9 @@ def decide(
         known = tuple((point, results[point]) for point in visited)
         key = key_of({"known": [[point.level, point.seed, point.choice, loss] for point, loss in known]})
         if rounds.get(key) and all(point in results for point in rounds[key]):
-            batch = list(rounds[key])
+            batch, reason = _within_budget(spec, list(rounds[key]), visited, spent, prices)
+            if not batch:
+                return Decision([], visited, reason, rounds)
             continue
         optimum = estimate(spec, dict(known))
         if optimum is None and len(spec.search.anchors) == 2:
@@ -100,8 +102,8 @@ def decide(
         if optimum is None:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
             return Decision([], visited, f"fewer than three levels of lambda could be trained{short}", rounds)
-        if reason := enough(spec, optimum):
-            return Decision([], visited, reason, rounds)
+        if found := enough(spec, optimum):
+            return Decision([], visited, found, rounds)
         rounds[key] = rounds.get(key) or next_round(spec, known, prices)
         if not rounds[key]:
             return Decision([], visited, "every level of the ladder is tried with every seed", rounds)
