@@ -168,3 +168,14 @@ def test_a_report_without_any_result_still_opens(browser, write, tmp_path):
     seen = Seen(browser, (tmp_path / "page.html").as_uri(), "phone")
     assert "No answer yet" in seen.page.locator("#verdict").inner_text() and seen.errors == []
     seen.page.close()
+
+
+def test_rounds_that_were_not_fitted_again_are_listed_without_an_interval(browser, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("ee_ray.report.history.MOST_FITS", 1)
+    sweep = open_sweep(finished.folder / "tiny.yaml", finished.store.root)
+    report = make_report(sweep, read_ledger(sweep.spec, sweep.data, sweep.store))
+    assert report.tables["search"]["lo"].notna().sum() == 1 < len(report.tables["search"])
+    (tmp_path / "page.html").write_text(report.page)
+    seen = Seen(browser, (tmp_path / "page.html").as_uri(), "desktop")
+    assert seen.page.locator("#rounds tbody tr").count() == len(report.tables["search"]) and seen.errors == []
+    seen.page.close()

@@ -9,7 +9,7 @@ from ee_ray.plan import Point
 from ee_ray.propose import anchors, estimate
 from ee_ray.spec.sweep import SweepSpec
 
-MOST_FITS = 24  # a fit of a thousand runs takes 0.2 s
+MOST_FITS = 12  # a fit of a thousand runs takes 0.2 s
 
 
 @dataclass(frozen=True, eq=False)

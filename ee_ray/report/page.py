@@ -14,7 +14,7 @@ from ee_ray.report import sections, words
 from ee_ray.report.answers import answers
 from ee_ray.report.figures import KIND_COLOURS, LAYOUT, draw
 from ee_ray.report.html import asset, document, drawn, packed, plain_json, plotly, rows_of
-from ee_ray.report.summary import summarize, verdict_sentence
+from ee_ray.report.summary import contrast, summarize, verdict_sentence
 from ee_ray.report.tables import Tables, compute, write_tables
 from ee_ray.sweep import Sweep
 
@@ -39,8 +39,9 @@ class Report:
 def make_report(sweep: Sweep, ledger: Ledger, live: str | None = None) -> Report:
     """From the store alone. live: the version of the ledger, for a page that keeps itself up to date."""
     found = answers(sweep, ledger)
-    summary = summarize(sweep, ledger, found)
-    tables = compute(sweep, ledger, found)
+    contrasted = contrast(ledger.rows)
+    summary = summarize(sweep, ledger, found, contrasted)
+    tables = compute(sweep, ledger, found, contrasted)
     figures = draw(tables, len(sweep.spec.choices), sweep.spec.search.ci_width)
     return Report(summary, tables, figures, _page(sweep, ledger, summary, tables, figures, live))
 

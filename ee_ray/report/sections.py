@@ -160,7 +160,7 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
     several = len(sweep.spec.choices) > 1
     rows = [
         ["anchors" if row["round"] == 0 else str(row["round"]), row["chosen"], row["runs"], row["tokens"],
-         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], words.verdict_name(row["verdict"] or "-")]
+         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], words.verdict_name(row["verdict"]) or "-"]
         for row in rounds.to_dict("records")
     ]  # fmt: skip
     header = [

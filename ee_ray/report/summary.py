@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ee_ray.compare import Gap, compare
+from ee_ray.compare import Comparison, Gap, compare
 from ee_ray.frontier import frontiers, hypervolume
 from ee_ray.ledger import COLUMNS, Ledger
 from ee_ray.objective import describe
@@ -27,7 +27,7 @@ def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
     Frontiers are drawn through these and not through single runs: the best of several noisy runs is better than
     its recipe (the winner's curse).
     """
-    even = rows.assign(**{loss: without_offsets(rows, loss) for loss in LOSSES})
+    even = without_offsets(rows)
     groups = even.groupby(["lambda", "choice", "finetune_lr"])
     means = groups[LOSSES].mean()
     means["seeds"] = groups.size()
@@ -36,16 +36,16 @@ def seed_means(rows: pd.DataFrame) -> pd.DataFrame:
     return means.reset_index()
 
 
-def without_offsets(rows: pd.DataFrame, loss: str) -> "pd.Series[float]":
-    """Losses less their seed's offset at that choice and fine-tuning rate: least squares of loss ~ lambda + seed, in which the
-    offsets of the seeds sum to zero."""
-    even = rows[loss].astype(float).copy()
-    for _, part in rows.groupby(["choice", "finetune_lr"]):
+def without_offsets(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, their losses less their seed's offset at that choice and fine-tuning rate: least squares of
+    loss ~ lambda + seed, in which the offsets of the seeds sum to zero."""
+    even = rows.astype(dict.fromkeys(LOSSES, float))
+    for _, part in even.groupby(["choice", "finetune_lr"]):
         seeds = pd.get_dummies(part["seed"]).to_numpy(float)
         levels = pd.get_dummies(part["lambda"]).to_numpy(float)
-        centred = seeds[:, :-1] - seeds[:, -1:]
-        found, *_ = np.linalg.lstsq(np.hstack([levels, centred]), part[loss].to_numpy(float), rcond=None)
-        even[part.index] -= centred @ found[levels.shape[1] :]
+        centred, losses = seeds[:, :-1] - seeds[:, -1:], part[LOSSES].to_numpy(float)
+        found, *_ = np.linalg.lstsq(np.hstack([levels, centred]), losses, rcond=None)
+        even.loc[part.index, LOSSES] = losses - centred @ found[levels.shape[1] :]
     return even
 
 
@@ -92,21 +92,22 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def compared(rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Columns seed, x, y, method: trials as `compare` takes them. None before mixed and unmixed have run with one seed."""
+def contrast(rows: pd.DataFrame) -> tuple[pd.DataFrame, Comparison] | None:
+    """Mixed against unmixed recipes, and the trials as `compare` takes them. None before both have run with one seed."""
     trials = rows[["seed", "L_ft", "L_ret"]].set_axis(["seed", "x", "y"], axis=1)
     trials = trials.assign(method=np.where(rows["lambda"] > 0, "mixed", "unmixed"))
     seeds = trials.groupby("method")["seed"].agg(set)
-    return trials if len(seeds) == 2 and set.intersection(*seeds) else None
+    if len(seeds) < 2 or not set.intersection(*seeds):
+        return None
+    return trials, compare(trials, "mixed", "unmixed")
 
 
-def _comparison(rows: pd.DataFrame) -> dict[str, Any] | None:
+def _comparison(contrasted: tuple[pd.DataFrame, Comparison] | None) -> dict[str, Any] | None:
     """How much more mixed recipes keep than unmixed ones (lambda = 0) at the same fine-tuning loss: as run, and at equal
     numbers of trials."""
-    trials = compared(rows)
-    if trials is None:
+    if contrasted is None:
         return None
-    found = compare(trials, "mixed", "unmixed")
+    trials, found = contrasted
     worst = (float(trials["x"].max()), float(trials["y"].max()))
     volumes = {
         method: round(hypervolume(part[["x", "y"]].to_numpy(float), worst), 5)
@@ -155,10 +156,15 @@ def _provenance(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def summarize(sweep: Sweep, ledger: Ledger, found: list[Answer] | None = None) -> dict[str, Any]:
+def summarize(
+    sweep: Sweep,
+    ledger: Ledger,
+    found: list[Answer] | None = None,
+    contrasted: tuple[pd.DataFrame, Comparison] | None = None,
+) -> dict[str, Any]:
     """summary.json, schema 1. `stages.reused` counts published stages that another sweep trained.
 
-    found: `answers` of this ledger, where they are known already.
+    found, contrasted: `answers` and `contrast` of this ledger, where they are known already.
     """
     found = found or answers(sweep, ledger)
     records = ledger.records.values()
@@ -183,7 +189,7 @@ def summarize(sweep: Sweep, ledger: Ledger, found: list[Answer] | None = None) -
         "epochs": epochs(sweep),
         "trials": rows[COLUMNS].to_dict("records"),
         "frontiers": _frontiers(seed_means(ledger.rows)) if len(ledger.rows) else {},
-        "comparison": _comparison(ledger.rows),
+        "comparison": _comparison(contrasted or contrast(ledger.rows)),
         "failures": ledger.failures,
         "provenance": _provenance(sweep, ledger),
     }

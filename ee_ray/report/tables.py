@@ -4,23 +4,24 @@ TABLES says what each holds. Losses are nats per token.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from ee_ray.compare import compare, frontier_band
+from ee_ray.compare import Comparison, frontier_band
 from ee_ray.frontier import frontiers
 from ee_ray.ledger import Ledger
 from ee_ray.plan import Point, distinct
 from ee_ray.report import paper
 from ee_ray.report.answers import Answer
 from ee_ray.report.history import history
-from ee_ray.report.summary import PROJECTIONS, compared, seed_means, without_offsets
+from ee_ray.report.summary import PROJECTIONS, seed_means, without_offsets
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import Sweep
 
@@ -61,8 +62,10 @@ def _added(spec: SweepSpec, choice: int) -> str:
     return "".join(f" + {INTERVENTIONS[name]}" for name in asked if on[name])
 
 
-def compute(sweep: Sweep, ledger: Ledger, found: list[Answer]) -> Tables:
-    """All of TABLES, from the store alone."""
+def compute(
+    sweep: Sweep, ledger: Ledger, found: list[Answer], contrasted: tuple[pd.DataFrame, Comparison] | None
+) -> Tables:
+    """All of TABLES, from the store alone. found, contrasted: `answers` and `contrast` of the ledger."""
     rows = ledger.rows.assign(method=methods(sweep.spec, ledger.rows))
     recipes = seed_means(rows) if len(rows) else pd.DataFrame(columns=["lambda", "choice", "finetune_lr", "seeds"])
     recipes = recipes.assign(method=methods(sweep.spec, recipes))
@@ -72,7 +75,7 @@ def compute(sweep: Sweep, ledger: Ledger, found: list[Answer]) -> Tables:
         **_answered(found, rows, ledger.choice),
         "frontiers": _frontiers(recipes),
         "bands": _bands(rows),
-        "gaps": _gaps(rows),
+        "gaps": _gaps(contrasted),
         "search": _search(sweep.spec, ledger),
         "stages": _stages(sweep, ledger),
         "training": _training(sweep, list(ledger.records)),
@@ -153,9 +156,7 @@ def _frontiers(recipes: pd.DataFrame) -> pd.DataFrame:
 
 def _bands(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
-    even = (
-        rows.assign(**{loss: without_offsets(rows, loss) for loss in ("L_ft", "L_ret", "L_pre")}) if len(rows) else rows
-    )
+    even = without_offsets(rows) if len(rows) else rows
     for x, y in PROJECTIONS if len(rows) else ():
         for method, group in even.groupby("method"):
             points = group.assign(
@@ -165,11 +166,10 @@ def _bands(rows: pd.DataFrame) -> pd.DataFrame:
     return _joined(parts, ["method", "x_name", "x", "y_name", "lo", "hi"])
 
 
-def _gaps(rows: pd.DataFrame) -> pd.DataFrame:
-    trials = compared(rows)
-    if trials is None:
+def _gaps(contrasted: tuple[pd.DataFrame, Comparison] | None) -> pd.DataFrame:
+    if contrasted is None:
         return pd.DataFrame(columns=["trials", "x", "gap", "lo", "hi"])
-    found = compare(trials, "mixed", "unmixed")
+    _, found = contrasted
     parts = [found.plain.curve.assign(trials="as run")]
     if found.unequal:
         parts.append(found.matched.curve.assign(trials="as many of each"))
@@ -184,7 +184,7 @@ def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:
         rows.append({
             "round": number, "runs": len(each.runs), "tokens": each.tokens, "total_tokens": total,
             "lambda": each.optimum.lambda_star if each.optimum else np.nan, "lo": low, "hi": high,
-            "verdict": each.optimum.verdict if each.optimum else None,
+            "verdict": each.optimum.verdict if each.optimum else "",
             "chosen": ", ".join(f"{point.level / spec.search.ladder:g}:{point.seed}" + f":{point.choice}" * (len(spec.choices) > 1) for point in each.runs),
         })  # fmt: skip
     columns = ["round", "runs", "tokens", "total_tokens", "lambda", "lo", "hi", "verdict", "chosen"]
@@ -220,8 +220,11 @@ def _bytes(folder: Path) -> int:
 
 
 def _training(sweep: Sweep, keys: list[str]) -> pd.DataFrame:
-    read: Callable[[str], Any] = lambda key: parquet.read_table(sweep.store.metrics(key), use_threads=False).to_pandas()  # noqa: E731
-    with ThreadPoolExecutor(8) as pool:
-        parts = [table.assign(key=key) for key, table in zip(keys, pool.map(read, keys), strict=True)]
     columns = ["key", "step", "tokens", "loss", "learning_rate", "grad_norm", "seconds", "validation"]
-    return _joined(parts, columns)
+    if not keys:
+        return pd.DataFrame(columns=columns)
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda key: parquet.read_table(sweep.store.metrics(key), use_threads=False), keys))
+    whole: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
+    whole["key"] = np.repeat(keys, [len(part) for part in parts])
+    return whole.reindex(columns=columns)
