@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from ee_ray.compare import Gap, compare
 
@@ -41,8 +42,6 @@ def _lower(rows: pd.DataFrame, method: "pd.Series[Any]", baseline: "pd.Series[An
 
 def _paired(rows: pd.DataFrame, loss: str, low: float, high: float, rate: float) -> str:
     """Mean of loss(low) - loss(high) over seeds at one fine-tuning rate, with a t interval: positive if high is lower."""
-    from scipy import stats
-
     at = rows[rows["finetune_lr"] == rate].pivot_table(index="seed", columns="lambda", values=loss)
     fall = (at[low] - at[high]).to_numpy()
     half = stats.t.ppf(0.975, len(fall) - 1) * fall.std(ddof=1) / len(fall) ** 0.5

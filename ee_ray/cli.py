@@ -80,6 +80,7 @@ def plan(specs: tuple[str, ...], price: float | None, measure: bool, html: Path 
     """Say what SPEC will train and cost, or several that share a store; train nothing."""
     from ee_ray.quote import quote, together
     from ee_ray.sweep import open_sweep, prepare_if_quick
+    from ee_ray.told import plan_text, together_text
 
     sweeps = [open_sweep(spec, storage) for spec in specs]
     warnings = [prepare_if_quick(sweep) for sweep in sweeps]
@@ -96,9 +97,9 @@ def plan(specs: tuple[str, ...], price: float | None, measure: bool, html: Path 
         return
     for quotation in quotations:
         _warn(quotation["warnings"])
-        click.echo(fold(_plan_text(quotation), 18) + "\n" * bool(found))
+        click.echo(fold(plan_text(quotation), 18) + "\n" * bool(found))
     if found:
-        click.echo(fold(_together_text(found), 18))
+        click.echo(fold(together_text(found), 18))
     if html:
         click.echo(f"picture           {html}")
 
@@ -112,53 +113,6 @@ def _measured(sweep: Any) -> float:
     tokens_per_second = import_module("ee_ray.measure").tokens_per_second  # torch takes seconds to import
     rate: float = tokens_per_second(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), MEASURED_SECONDS)
     return rate
-
-
-def _together_text(found: dict[str, Any]) -> str:
-    tokens, stages = found["tokens"], found["stages"]
-    hours = f"; {found['gpu_hours']:,.1f} GPU-hours" if found["gpu_hours"] else ""
-    return (
-        f"together          {stages['planned']} stages planned, {stages['cached']} cached; {tokens['to_train']:,} tokens to train\n"
-        f"one path a trial  {tokens['trialwise']:,} tokens: sharing stages saves a factor of {tokens['saved_factor']:g}\n"
-        f"disk              {found['disk_bytes'] / 1e6:,.1f} MB{hours}"
-    )
-
-
-def _plan_text(quotation: dict[str, Any]) -> str:
-    from ee_ray.quote import in_short
-
-    tokens, search = quotation["tokens"], quotation["search"]
-    choices = f" of {search['choices']} choices" if search["choices"] > 1 else ""
-    lines = [
-        f"{quotation['sweep']}: {search['trials']} trials{choices} certain, at most {search['trials_at_most']}",
-        "",
-    ]
-    lines.append(f"{'stage':<10}{'planned':>9}{'cached':>9}{'tokens to train':>20} {'warmup/steps':>22}")
-    for kind in ("pretrain", "posttrain", "finetune"):
-        stages = [stage for stage in quotation["stages"] if stage["kind"] == kind]
-        planned = [stage for stage in stages if stage["status"] == "planned"]
-        warmups = sorted({(stage["steps"], f"{stage['warmup_steps']}/{stage['steps']}") for stage in stages})
-        shown = warmups[0][1] if len(warmups) == 1 else f"{warmups[0][1]}..{warmups[-1][1]}"
-        count = sum(stage["tokens"] for stage in planned)
-        lines.append(f"{kind:<10}{len(planned):>9}{len(stages) - len(planned):>9}{count:>20,} {shown:>22}")
-    lines += [
-        "",
-        f"tokens to train   {tokens['to_train']:,}, and at most {tokens['later_at_most']:,} in later rounds",
-        f"one path a trial  {tokens['trialwise']:,} tokens: sharing stages saves a factor of {tokens['saved_factor']:g}",
-        "epochs            " + ", ".join(f"{role} {'?' if n is None else format(n, '.2f')}" for role, n in quotation["epochs"].items()),
-    ]  # fmt: skip
-    if quotation["disk_bytes"] is not None:
-        lines.append(f"disk              {quotation['disk_bytes'] / 1e6:,.1f} MB of new stages")
-    rate = quotation["tokens_per_s"]
-    if quotation["time_s"] is not None:
-        lines.append(f"time              {quotation['time_s'] / 60:,.1f} min of training at {rate['value']:,} tokens/s on {rate['slots']} slots ({rate['source']})")  # fmt: skip
-        lines.append(f"GPU-hours         {quotation['gpu_hours']:,.4g}")
-        if price := quotation["price"]:
-            lines.append(f"price             {price['certain']:,.2f}, at most {price['at_most']:,.2f} with later rounds, at {price['per_gpu_hour']:g} a GPU-hour")  # fmt: skip
-    else:
-        lines.append(f"time              {rate['source']}")
-    lines.append(f"in short          {in_short(quotation)}")
-    return "\n".join(lines)
 
 
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what goes wrong.")
@@ -361,41 +315,16 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     """Say how far SPEC is, from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.sweep import open_sweep
+    from ee_ray.told import state, status_text
 
     sweep = open_sweep(spec, storage)
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-        state = _state(ledger)
-        click.echo(json.dumps(state) if as_json else fold(_status_text(sweep.spec.name, sweep.store.root, state)))
+        found = state(ledger)
+        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.root, found)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)
-
-
-def _state(ledger: Any) -> dict[str, Any]:
-    from ee_ray.plan import distinct
-
-    stages = distinct(ledger.trials)
-    return {
-        "schema": 1,
-        "stages": {"planned": len(stages), "published": len(ledger.records), "failed": len(ledger.failures)},
-        "trials": {"asked": len(ledger.trials), "finished": len(ledger.results)},
-        "tokens": {
-            "trained": sum(record["tokens"] for record in ledger.records.values()),
-            "left": sum(stage.identity.tokens for key, stage in stages.items() if key not in ledger.records),
-        },
-        "stop": ledger.decision.stop,
-    }
-
-
-def _status_text(name: str, store: Path, state: dict[str, Any]) -> str:
-    stages, trials, tokens = state["stages"], state["trials"], state["tokens"]
-    failed = f", {stages['failed']} failed" if stages["failed"] else ""
-    return (
-        f"{name}: {trials['finished']} of {trials['asked']} trials, {stages['published']} of {stages['planned']} stages"
-        f"{failed}; {tokens['trained']:,} tokens trained, {tokens['left']:,} left; "
-        + (f"ended: {state['stop']}" if state["stop"] else f"not ended (store: {store})")
-    )
 
 
 @_sweep_command
@@ -475,7 +404,7 @@ def verify(spec: str, storage: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+@_storage
 @click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
 @_json
 def gc(storage: str, delete: bool, as_json: bool) -> None:
@@ -484,7 +413,7 @@ def gc(storage: str, delete: bool, as_json: bool) -> None:
     from ee_ray.store import Store
 
     found = clear(Store(storage), delete)
-    click.echo(json.dumps(found, indent=1) if as_json else gc_text(found))
+    click.echo(json.dumps(found, indent=1) if as_json else fold(gc_text(found)))
 
 
 @main.command()

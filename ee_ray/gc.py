@@ -186,4 +186,4 @@ def gc_text(found: dict[str, Any]) -> str:
     lines.append(f"kept for {kept or 'no sweep'}")
     if found["garbage"]:
         lines.append("deleted" if found["deleted"] else "nothing deleted: add --delete")
-    return "\n".join(lines)  # fmt: skip
+    return "\n".join(lines)

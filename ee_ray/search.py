@@ -92,7 +92,8 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
         self.decision = ledger.decision
-        self._names: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        self.answer = self._answer()
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
@@ -164,16 +165,14 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
     def so_far(self) -> dict[str, Any]:
         """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
-        ladder, results = self.spec.search.ladder, dict(self.results)
-        for point in list(self.running.values()):
-            for key in distinct([self.job.trial(self.parameters(point))]):
-                self._names.setdefault(key, f"lambda {point.level / ladder:g}, seed {point.seed}")
-        best = min(
-            ((loss, point) for point, loss in results.items() if loss is not None), key=itemgetter(0), default=None
-        )
-        optimum = estimate(self.spec, results)
+        return {"names": self.names, **self.answer}
+
+    def _answer(self) -> dict[str, Any]:
+        ladder = self.spec.search.ladder
+        known = {point: self.results[point] for point in self.decision.visited if point in self.results}
+        told = [(loss, point) for point, loss in known.items() if loss is not None]
+        best, optimum = min(told, key=itemgetter(0), default=None), estimate(self.spec, known)
         return {
-            "names": self._names,
             "best": {"loss": best[0], "lambda": best[1].level / ladder, "seed": best[1].seed} if best else None,
             "optimum": {"lambda": optimum.lambda_star, "ci95": optimum.ci95, "verdict": optimum.verdict}
             if optimum
@@ -187,7 +186,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         if not self.queue():
             return None  # the round is not over: what comes next depends on all of it
         config: dict[str, Any] = super().suggest(trial_id)
-        self.running[trial_id] = Point(**config)
+        point = self.running[trial_id] = Point(**config)
+        name = f"lambda {point.level / self.spec.search.ladder:g}, seed {point.seed}"
+        self.names = dict.fromkeys(distinct([self.job.trial(config)]), name) | self.names
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -209,6 +210,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
                 self.tokens[key] = record["tokens"]
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
+        self.answer = self._answer()
         note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
 
 

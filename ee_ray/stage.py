@@ -115,27 +115,24 @@ def _from_rank_zero(value: int, world: World) -> int:
     return int(box)
 
 
-def _watch(store: Store, stage: StageIdentity, model: nn.Module, world: World) -> Watch:
+def _watch(
+    store: Store, stage: StageIdentity, model: nn.Module, windows: dict[str, NDArray[np.int64]], world: World
+) -> Watch:
     """Early stopping watches held-out windows of D_post that L_im is not measured on; the curve those that it is."""
 
     def loss(windows: NDArray[np.int64]) -> float:
         return heldout_loss(model, windows, world.device, stage.precision)
 
-    windows = _heldout(store, stage)
     every = steps_between_looks(stage, {role: len(rows) for role, rows in windows.items()})
 
-    def heldout() -> dict[str, float]:
+    def losses() -> dict[str, float]:
         return {role: loss(rows) for role, rows in windows.items()}
 
     if not stage.early_stopping:
-        return Watch(heldout=heldout, every=every)
+        return Watch(heldout=losses, every=every)
     pool = _open(store, dict(stage.heldout)["post"])
     watched = pool.validation(stage.early_stopping["windows"], stage.heldout_windows)
-    return Watch(lambda: loss(watched), heldout, every)
-
-
-def _heldout(store: Store, stage: StageIdentity) -> dict[str, NDArray[np.int64]]:
-    return {role: _open(store, data).heldout(stage.heldout_windows) for role, data in stage.heldout}
+    return Watch(lambda: loss(watched), losses, every)
 
 
 def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: World, vocab_size: int) -> nn.Module:
@@ -160,22 +157,20 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     torch.manual_seed(stage.seed)  # adapters are drawn from it
     trained = adapt(model, stage.dropout, stage.lora).to(world.device)
     batches = batches_of(pools, stage)
+    heldout = {role: _open(store, data).heldout(stage.heldout_windows) for role, data in stage.heldout}
     with ThreadPoolExecutor(1) as background:
         keeper = _keeper(store, order, world, background)
         if world.rank == 0:
             resumed = keeper.saved[1]["step"] if keeper.saved else 0
             store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
         training = time.monotonic()
-        watch = _watch(store, stage, trained, world)
+        watch = _watch(store, stage, trained, heldout, world)
         at, optim = train(trained, batches, stage, world, order.micro_batch, report, watch, keeper)
     moments = optimizer_state(trained, optim) if stage.is_continued else None
     plain = _handed_on(store, stage, trained, world, pools[0].vocab_size)
     del model, trained, optim, watch  # what is sharded may need its room for the whole
     evaluating = time.monotonic()
-    losses = {
-        role: heldout_loss(plain, windows, world.device, stage.precision)
-        for role, windows in _heldout(store, stage).items()
-    }
+    losses = {role: heldout_loss(plain, rows, world.device, stage.precision) for role, rows in heldout.items()}
     if not all(map(math.isfinite, losses.values())):
         raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
     seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from hypothesis import settings
 
 from ee_ray.cli import main
 from ee_ray.store import Store
+
+settings.register_profile("ee_ray", deadline=None)  # machines that others use too have no time of their own
+settings.load_profile("ee_ray")
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPORA = ROOT.parent / "shared" / "corpora"

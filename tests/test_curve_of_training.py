@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from conftest import Place, tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
@@ -61,7 +61,6 @@ def test_memory_is_what_the_process_held_at_most():
     assert peak_memory(torch.device("cpu")) > 5e8
 
 
-@settings(deadline=None)
 @given(windows=st.integers(1, 10**7), batch=st.integers(1, 512), heldout=st.integers(1, 4096), roles=st.integers(1, 3))
 def test_looking_at_held_out_losses_takes_no_more_arithmetic_than_it_may(windows, batch, heldout, roles):
     part = dataclasses.replace(STAGE.identity.parts[0], start=0, stop=windows)

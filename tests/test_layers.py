@@ -15,7 +15,7 @@ LAYERS = [
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "world", "resume", "meter", "evaluate", "train", "publish", "stage",
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger",
-    "sweep", "gc", "quote", "cluster", "search", "runner", "environment", "scatter", "run",
+    "sweep", "gc", "quote", "told", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
     "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page", "report.plan_page",

@@ -168,7 +168,7 @@ runs = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(runs=runs, units=st.integers(3, 5), seed=st.integers(0, 2**32))
 def test_any_runs_of_any_sizes_on_any_cluster_end_and_train_every_stage_once(runs, units, seed):
     """A slot of up to three units on a cluster of at least three; who steps next is drawn. A bound on steps is the proof."""

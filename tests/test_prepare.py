@@ -64,7 +64,7 @@ def windows_by_hand(texts: list[str], stream: str, length: int) -> np.ndarray:
     st.integers(1, 200),
     st.integers(2, 12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_are_those_of_the_obvious_way_wherever_shards_are_cut(tmp_path_factory, texts, block, length):
     folder = tmp_path_factory.mktemp("corpus")
     made = corpus(folder, jsonl(folder, [{"text": text} for text in texts]), block=block, sequence_length=length)

@@ -4,12 +4,12 @@ import pytest
 from conftest import ROOT, Place
 
 import ee_ray.cli
-from ee_ray.cli import _plan_text
 from ee_ray.ledger import read_ledger
 from ee_ray.measure import tokens_per_second
 from ee_ray.quote import quote
 from ee_ray.search import Job, open_search
 from ee_ray.sweep import open_sweep
+from ee_ray.told import plan_text
 
 GPUS = {"execution": {"workers": 2, "gpus_per_worker": 1.0, "gpu": "A100"}}
 
@@ -21,7 +21,7 @@ def test_a_price_is_that_of_the_gpu_hours(tmp_path):
     assert price["certain"] == pytest.approx(hours * 2.5, abs=0.01)
     later = tokens["later_at_most"] / tokens["to_train"]
     assert price["at_most"] == pytest.approx(price["certain"] * (1 + later), rel=0.01)
-    assert f"{price['certain']:,.2f}, at most" in _plan_text(quotation)
+    assert f"{price['certain']:,.2f}, at most" in plan_text(quotation)
 
 
 def test_what_needs_no_gpu_has_no_price(finished):

@@ -36,14 +36,14 @@ def test_a_mistake_is_told_in_80_columns(copy, monkeypatch):
 
 
 def test_the_plan_of_every_sweep_of_the_project_fits_80_columns(tmp_path, monkeypatch):
-    from ee_ray.cli import _plan_text
     from ee_ray.fold import fold
     from ee_ray.quote import quote
     from ee_ray.sweep import open_sweep
+    from ee_ray.told import plan_text
 
     monkeypatch.setenv("COLUMNS", "80")
     for path in [ROOT / "sweeps/quickstart.yaml", *sorted((ROOT / "sweeps/paper").glob("figure3*.yaml"))]:
-        lines = fold(_plan_text(quote(open_sweep(path, tmp_path), [])), 18).splitlines()
+        lines = fold(plan_text(quote(open_sweep(path, tmp_path), [])), 18).splitlines()
         assert not [line for line in lines if len(line) > 80]
 
 

@@ -123,7 +123,7 @@ def test_a_chain_of_plain_segments_is_the_unbroken_pretraining_bit_for_bit(bench
 
 
 @pytest.mark.parametrize("mixing", ["add", "replace"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(edges=st.tuples(st.floats(0, 1), st.floats(0, 1)), level=st.integers(0, 4), passes=st.integers(1, 2))
 def test_segments_conserve_both_budgets_and_the_course(mixing, edges, level, passes):
     from pydantic import ValidationError

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from workers import groups
@@ -97,7 +97,6 @@ def distance(one, other, key: str) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(1, 50), size=st.integers(1, 9), micro=st.integers(1, 20), masked=st.booleans()
 )  # fmt: skip

@@ -176,7 +176,10 @@ def summarize(
         "setting": sweep.spec.setting,
         "objective": {"name": describe(goal), **goal.model_dump()},
         "optimum": _optimum(found[0].optimum),
-        "choices": [{**choice, "leads": number == ledger.choice} for number, choice in enumerate(sweep.spec.choices)],
+        "choices": [
+            {**choice, "leads": found[0].optimum is not None and number == ledger.choice}
+            for number, choice in enumerate(sweep.spec.choices)
+        ],
         "others": other_optima(found),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),
