@@ -67,9 +67,6 @@ def stage_names(trial: Trial) -> dict[str, str]:
 def link_runs(store: Store, sweep: str, trials: Iterable[Trial], ladder: int, choices: int) -> Path:
     """Link what is published of `trials` under the sweep's TensorBoard folder; returns that folder."""
     folder = store.sweep(sweep) / "tensorboard"
-    for link in folder.glob("*/*"):
-        if not link.exists():  # its stage was removed from the store
-            link.unlink(missing_ok=True)
     for trial in trials:
         here = folder / recipe_name(trial.point, ladder, choices)
         for key, name in stage_names(trial).items():
@@ -78,6 +75,13 @@ def link_runs(store: Store, sweep: str, trials: Iterable[Trial], ladder: int, ch
                 here.mkdir(parents=True, exist_ok=True)
                 _link(link, Path(os.path.relpath(store.stage(key), here)))
     return folder
+
+
+def unlink_removed(store: Store, sweep: str) -> None:
+    """Take away the links to stages that were removed from the store."""
+    for link in (store.sweep(sweep) / "tensorboard").glob("*/*"):
+        if not link.exists():
+            link.unlink(missing_ok=True)
 
 
 def _link(link: Path, target: Path) -> None:

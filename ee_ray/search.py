@@ -28,7 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order
 from ee_ray.cluster import NAMESPACE, ON_HEAD
-from ee_ray.events import link_runs
+from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import decide, estimate
@@ -105,6 +105,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
         )
         self._tell_known()
+        unlink_removed(self.store, job.spec.name)
         self._show(ledger.trials)
 
     def _show(self, trials: list[Trial]) -> None:

@@ -1,8 +1,11 @@
 """What tests share: a sweep small enough to train in seconds, and the command line run as people run it."""
 
+import base64
 import contextlib
+import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +44,18 @@ stages:
 search: {ladder: 4, anchors: [0, 0.5, 1], seeds: [0, 1], max_trials: 8, runs_per_round: 2, ci_width: 0.01}
 objective: {finetune_lr: 1e-4, practical: 0.0001}
 """
+
+
+def figures_of(page: str) -> dict:
+    """The figures that a page carries in itself, by name, as Plotly takes them."""
+    found = re.search(r'id="packed-data">([^<]*)<', page)
+    assert found
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))["figures"]
+
+
+def fetched_by(page: str) -> list[str]:
+    """What a browser would ask a network for."""
+    return re.findall(r'<(?:script|link|img)[^>]*?(?:src|href)="(?!data:)[^"]*"', page)
 
 
 def tiny(**changes: object) -> dict:

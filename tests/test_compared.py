@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import Place
+from conftest import Place, fetched_by, figures_of
 
 from ee_ray.compare import compare
 from ee_ray.ledger import read_ledger
@@ -50,9 +50,11 @@ def test_the_gap_is_that_of_the_two_ledgers_and_unequal_numbers_are_told(pair):
 def test_the_page_draws_both_and_opens_without_a_network(pair):
     pair.ee_ray("compare", "tiny.yaml", "slower.yaml", "--out", "both")
     page = (pair.folder / "both/index.html").read_text()
-    for part in ('id="intervals"', 'id="frontiers"', 'id="gaps"', "tiny against slower"):
+    for part in ('data-figure="intervals"', 'data-figure="frontiers"', 'data-figure="gaps"', "tiny against slower"):
         assert part in page
-    assert "<script src" not in page and "<link" not in page
+    figures = figures_of(page)
+    assert set(figures) == {"intervals", "frontiers", "gaps"} and all(figure["data"] for figure in figures.values())
+    assert fetched_by(page) == []
 
 
 def test_what_was_measured_on_different_data_is_not_pooled(pair):

@@ -6,23 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from ee_ray.report.compared import Against, Side, text
-
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a"]  # Okabe and Ito
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } p { color: #555; font-size: .92rem; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .82rem; }
-"""
-
-
-def _layout(x: str, y: str, **more: Any) -> dict[str, Any]:
-    return {
-        "template": "plotly_white", "margin": {"l": 60, "r": 20, "t": 30, "b": 50}, "height": 420,
-        "legend": {"orientation": "h", "y": 1.12}, "xaxis": {"title": x}, "yaxis": {"title": y}, **more,
-    }  # fmt: skip
+from ee_ray.report.figures import COLOURS, axes
+from ee_ray.report.html import figure as box
+from ee_ray.report.html import figured, note
 
 
 def _colour(number: int) -> str:
@@ -31,7 +19,7 @@ def _colour(number: int) -> str:
 
 def intervals_figure(sides: Sequence[Side]) -> go.Figure:
     """lambda* of each sweep with its 95% interval."""
-    figure = go.Figure(layout=_layout("lambda*", "", height=120 + 40 * len(sides), showlegend=False))
+    figure = axes("lambda*", "", height=120 + 40 * len(sides), showlegend=False)
     for number, side in enumerate(sides):
         optimum = side.summary["optimum"]
         if optimum is None:
@@ -49,7 +37,7 @@ def intervals_figure(sides: Sequence[Side]) -> go.Figure:
 
 def frontiers_figure(sides: Sequence[Side]) -> go.Figure:
     """Recipes (means over seeds) and the lower-left hull of each sweep."""
-    figure = go.Figure(layout=_layout("fine-tuning loss L_ft, nats per token", "retained loss L_ret, nats per token"))
+    figure = axes("fine-tuning loss L_ft, nats per token", "retained loss L_ret, nats per token")
     for number, side in enumerate(sides):
         name, colour, recipes = f"{side.letter}: {side.sweep.spec.name}", _colour(number), side.recipes
         words = [f"lambda {row['lambda']:g}, fine-tuned at {row['finetune_lr']:g}, {row['seeds']} seeds" for _, row in recipes.iterrows()]  # fmt: skip
@@ -61,7 +49,7 @@ def frontiers_figure(sides: Sequence[Side]) -> go.Figure:
 
 def gaps_figure(sides: Sequence[Side], gaps: Sequence[Against]) -> go.Figure:
     """How much more each sweep keeps than the first, at each fine-tuning loss, with equal numbers of trials."""
-    figure = go.Figure(layout=_layout("fine-tuning loss L_ft, nats per token", "kept more than a, nats per token"))
+    figure = axes("fine-tuning loss L_ft, nats per token", "kept more than a, nats per token")
     names = {side.letter: (number, side.sweep.spec.name) for number, side in enumerate(sides)}
     for gap in gaps:
         if gap.found is None:
@@ -75,29 +63,26 @@ def gaps_figure(sides: Sequence[Side], gaps: Sequence[Against]) -> go.Figure:
     return figure
 
 
-def _div(figure: go.Figure, name: str) -> str:
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displaylogo": False}))  # fmt: skip
-
-
 def write_page(sides: Sequence[Side], gaps: Sequence[Against], told: dict[str, Any], folder: Path) -> Path:
     """Write `index.html` into `folder`: one file that opens without a network."""
     names = " against ".join(side.sweep.spec.name for side in sides)
+    figures = {"intervals": intervals_figure(sides)}
     parts = [
         f"<h1>{escape(names)}</h1><pre>{escape(text(told))}</pre>",
         "<h2>Where lambda* is</h2>",
-        _div(intervals_figure(sides), "intervals"),
+        box("intervals", "lambda* of each sweep with its 95% interval"),
     ]
     if gaps:
+        figures |= {"frontiers": frontiers_figure(sides), "gaps": gaps_figure(sides, gaps)}
         parts += [
             "<h2>What fine-tuning gains against what is kept</h2>",
-            _div(frontiers_figure(sides), "frontiers"),
-            "<p>Points are means over seeds, each seed's offset taken out; lower left is better. Dotted: the lower-left hull.</p>",
+            box("frontiers", "retained loss against fine-tuning loss, by sweep"),
+            note("Points are means over seeds, each seed's offset taken out; lower left is better. Dotted: the lower-left hull."),
             "<h2>Kept more than by the first, at the same fine-tuning loss</h2>",
-            _div(gaps_figure(sides, gaps), "gaps"),
-            "<p>Frontiers of single seeds, compared seed by seed at equal numbers of trials; shaded: the 95% band over seeds.</p>",
-        ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(names)} - ee_ray</title><style>{STYLE}</style>'
+            box("gaps", "how much more than the first each sweep keeps, against fine-tuning loss"),
+            note("Frontiers of single seeds, compared seed by seed at equal numbers of trials; shaded: the 95% band over seeds."),
+        ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    page.write_text(f'<!doctype html><html lang="en"><head>{head}<script>{get_plotlyjs()}</script></head><body>{"".join(parts)}</body></html>')  # fmt: skip
+    page.write_text(figured(f"{names} - ee_ray", "".join(parts), figures))
     return page

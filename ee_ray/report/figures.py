@@ -45,7 +45,7 @@ SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "
 MOST_STAGES = 1200  # an icicle of more is slow to draw and too fine to read
 
 
-def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+def axes(x: str, y: str, **layout: Any) -> go.Figure:
     figure = go.Figure(layout={**LAYOUT, **layout})
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
@@ -98,7 +98,7 @@ def question_figure(tables: Tables, question: str, large: bool = False) -> go.Fi
     """One loss against lambda: runs, fitted mean with its band, lambda* with its interval, and, `large`, under them how
     probable each level is to be the best."""
     seen, curve, best, levels = (tables[name][tables[name]["question"] == question] for name in ("observations", "curves", "optima", "levels"))  # fmt: skip
-    figure = _figure(
+    figure = axes(
         LAMBDA if large else "lambda", f"{short(question)}, {NATS}" if large else "", height=480 if large else 280
     )
     if not large:
@@ -139,7 +139,7 @@ def question_colours(tables: Tables) -> dict[str, str]:
 
 def losses_figure(tables: Tables) -> go.Figure:
     """Every loss against lambda under one axis: runs, fitted means and bands; and the paper's Figure 3 where it applies."""
-    figure = _figure("lambda", f"held-out loss on D_post, {NATS}")
+    figure = axes("lambda", f"held-out loss on D_post, {NATS}")
     seen = tables["observations"]
     for question, colour in question_colours(tables).items():
         name = short(question)
@@ -164,7 +164,7 @@ def method_colour(method: str, methods: list[str]) -> str:
 
 def frontier_figure(tables: Tables, x: str, y: str, choices: int) -> go.Figure:
     """Every recipe (mean over seeds), and by method the Pareto set, the lower-left hull (dotted) and the hull's band."""
-    figure = _figure(f"{NAMES[x]}, {NATS}", f"{NAMES[y]}, {NATS}", height=500)
+    figure = axes(f"{NAMES[x]}, {NATS}", f"{NAMES[y]}, {NATS}", height=500)
     points, bands, recipes = tables["frontiers"], tables["bands"], tables["recipes"]
     methods = sorted(points["method"].unique(), key=lambda name: (name != "unmixed", name))
     for method in methods:
@@ -192,7 +192,7 @@ def frontier_figure(tables: Tables, x: str, y: str, choices: int) -> go.Figure:
 
 def gap_figure(tables: Tables) -> go.Figure:
     """How much more mixed recipes keep than unmixed ones, against the fine-tuning loss at which they are compared."""
-    figure = _figure(f"{NAMES['L_ft']}, {NATS}", f"kept more by mixed, {NATS}", height=340)
+    figure = axes(f"{NAMES['L_ft']}, {NATS}", f"kept more by mixed, {NATS}", height=340)
     figure.add_hline(y=0, line={"color": COLOURS[6], "width": 1})
     for (name, part), colour in zip(
         tables["gaps"].groupby("trials", sort=False), (COLOURS[0], COLOURS[4]), strict=False
@@ -223,7 +223,7 @@ def search_figure(tables: Tables, asked: float) -> go.Figure:
 
 def noise_figure(tables: Tables) -> go.Figure:
     """The sd of one run around its seed's curve, against lambda, by question."""
-    figure = _figure("lambda", f"sd of one run, {NATS}", height=340)
+    figure = axes("lambda", f"sd of one run, {NATS}", height=340)
     for question, colour in question_colours(tables).items():
         curve, name = tables["curves"][tables["curves"]["question"] == question], short(question)
         figure.add_scatter(x=curve["lambda"], y=curve["noise_sd"], mode="lines", line={"color": colour}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>sd %{{y:.4f}}<extra></extra>")  # fmt: skip

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -95,6 +96,18 @@ def section(name: str, title: str, *parts: str) -> str:
 
 def details(name: str, summary: str, *parts: str) -> str:
     return f'<details id="{name}"><summary>{escape(summary)}</summary>{"".join(parts)}</details>'
+
+
+def figure(name: str, label: str) -> str:
+    """Where the page draws the figure of that name (page.js)."""
+    return f'<div class="figure" data-figure="{escape(name)}" role="img" aria-label="{escape(label)}"></div>'
+
+
+def figured(title: str, body: str, figures: Mapping[str, go.Figure]) -> str:
+    """A whole page of text and figures, which are drawn where `figure` has left room."""
+    main = f'<main id="main">{body}</main><p class="bad" id="broken" role="alert" hidden></p>'
+    data = plain_json({"figures": {name: drawn(found) for name, found in figures.items()}})
+    return document(title, main, [packed("data", data), plotly(), f"<script>{asset('page.js')}</script>"])
 
 
 def document(title: str, body: str, scripts: list[str], attributes: str = "") -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from ee_ray.ledger import Ledger
 from ee_ray.report import paper, words
-from ee_ray.report.html import Html, details, note, section, table
+from ee_ray.report.html import Html, details, figure, note, section, table
 from ee_ray.report.summary import LOSSES
 from ee_ray.report.tables import TABLES, Tables
 from ee_ray.spec.data import ROLES
@@ -27,10 +27,6 @@ class Part:
     name: str
     short: str
     html: str
-
-
-def figure(name: str, label: str) -> str:
-    return f'<div class="figure" data-figure="{name}" role="img" aria-label="{escape(label)}"></div>'
 
 
 def head(sweep: Sweep, summary: dict[str, Any], drawn: bool) -> str:

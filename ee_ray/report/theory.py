@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ee_ray.report.figures import COLOURS, LAYOUT
-from ee_ray.report.html import asset, document, drawn, packed, plain_json, plotly
+from ee_ray.report.html import figure, figured
 from ee_ray.theory.allocation import ANSWERS
 from ee_ray.theory.findings import POINTS
 
@@ -127,8 +127,7 @@ def gaps_figure(gaps: dict[str, Any]) -> go.Figure:
 
 
 def _place(title: str, name: str) -> str:
-    label = escape(title, quote=True)
-    return f'<div><h3>{escape(title)}</h3><div class="figure" data-figure="{name}" role="img" aria-label="{label}"></div></div>'
+    return f"<div><h3>{escape(title)}</h3>{figure(name, title)}</div>"
 
 
 def _figures(found: dict[str, Any]) -> dict[str, go.Figure]:
@@ -211,8 +210,6 @@ def write_theory(found: dict[str, Any], folder: Path) -> Path:
     """Write `index.html`, which opens without a network, and `theory.json` into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "theory.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    shown = {name: drawn(figure) for name, figure in _figures(found).items()}
-    body = f'<style>{MORE_STYLE}</style><main id="main">{"".join(_body(found))}</main><p class="bad" id="broken" role="alert" hidden></p>'
-    scripts = [packed("data", plain_json({"figures": shown})), plotly(), f"<script>{asset('page.js')}</script>"]
-    (folder / "index.html").write_text(document("theory - ee_ray", body, scripts))
+    body = f"<style>{MORE_STYLE}</style>{''.join(_body(found))}"
+    (folder / "index.html").write_text(figured("theory - ee_ray", body, _figures(found)))
     return folder / "index.html"
