@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from hypothesis import settings
 
 from ee_ray.cli import main
 from ee_ray.store import Store
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and children inherit that: tests interrupt some of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("ee_ray", deadline=None)  # machines that others use too have no time of their own
 settings.load_profile("ee_ray")
