@@ -54,7 +54,7 @@ class Job:
         how = self.spec.execution
         stages = distinct([trial]).values()
         return [
-            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            Order(stage, self.spec.name, how.micro_batch_of(stage.kind), how.checkpoint_seconds, how.checkpoint_steps)
             for stage in stages
         ]
 
@@ -221,7 +221,7 @@ def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
     workers: int = record["workers"]
-    return busy * workers * spec.execution.gpus_per_worker
+    return busy * workers * spec.execution.shape(record["kind"]).gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ee_ray.board import Board
-from ee_ray.cluster import autoscaled
+from ee_ray.capacity import autoscaled
 from ee_ray.errors import UserError
 from ee_ray.plan import distinct
 from ee_ray.resume import FACTS, SCHEMA, TENSORS, newest_state, write_state
