@@ -46,7 +46,9 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
-_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+_storage = click.option(
+    "--storage", default="store", show_default=True, help="The store: a directory, or s3://BUCKET/PREFIX."
+)
 
 
 def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -131,7 +133,7 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     _catch()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         if address:
             _prepare_on_ray(sweep, address, log)
         else:
@@ -167,7 +169,7 @@ def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         ledger, stopped = _train(sweep, address, local, log)
         _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
@@ -216,7 +218,7 @@ def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
         log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
-        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
 
 
 @_sweep_command
@@ -236,7 +238,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+    with keeping(sweep.store, sweep.spec.name) as log:
         _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
@@ -321,7 +323,7 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
-        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.root, found)))
+        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)

@@ -39,7 +39,7 @@ def check_model(sweep: Sweep) -> None:
 
 
 def _job(sweep: Sweep) -> Job:
-    return Job(sweep.spec, sweep.data, str(sweep.store.root))
+    return Job(sweep.spec, sweep.data, sweep.store.place)
 
 
 def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:

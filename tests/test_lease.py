@@ -75,8 +75,8 @@ def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(store):
 
 def of_another_host(store: Store) -> Path:
     """A claim whose process cannot be looked for here."""
-    store.leases.mkdir(exist_ok=True)
-    path = store.leases / f"{STAGE.key}.3"
+    (store.root / "leases").mkdir(exist_ok=True)
+    path = store.root / "leases" / f"{STAGE.key}.3"
     path.write_text('{"holder": "far", "machine": "another", "pid": 1}')
     return path
 
@@ -90,13 +90,13 @@ def test_a_holder_elsewhere_is_dead_after_six_beats_were_missed_by_the_clock_of_
     held = claim(store, STAGE, "b")
     assert held and newest(store, STAGE.key).generation == 4
     held.release()
-    assert list(store.leases.iterdir()) == [], "the dead one's claim went with it"
+    assert list((store.root / "leases").iterdir()) == [], "the dead one's claim went with it"
 
 
 def test_a_claim_is_kept_alive_as_long_as_it_is_held(store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
     held = claim(store, STAGE, "a")
-    path = store.leases / f"{STAGE.key}.1"
+    path = store.root / "leases" / f"{STAGE.key}.1"
     os.utime(path, (0, 0))
     time.sleep(0.3)
     assert newest(store, STAGE.key).age < DEAD_SECONDS
@@ -117,7 +117,7 @@ def test_losing_a_claim_does_no_harm(store):
     """A slow holder comes back after its stage was taken over and published: it publishes nothing, and frees nothing."""
     slow = claim(store, STAGE, "slow")
     then = store.clock() - DEAD_SECONDS - 1
-    os.utime(store.leases / f"{STAGE.key}.1", (then, then))
+    os.utime(store.root / "leases" / f"{STAGE.key}.1", (then, then))
     quick = claim(store, STAGE, "quick")
     slow.release()
     assert newest(store, STAGE.key).holder == "quick"

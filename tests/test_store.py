@@ -119,8 +119,8 @@ def test_a_record_of_another_schema_is_not_guessed_at(store):
 
 
 def test_storage_that_cannot_be_had_is_refused(tmp_path):
-    with pytest.raises(UserError, match="only directories are supported, got the scheme s3"):
-        Store("s3://bucket/x")
+    with pytest.raises(UserError, match="a directory or in a bucket, s3://BUCKET/PREFIX, got the scheme ftp"):
+        Store("ftp://host/x")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be"):
         Store(tmp_path / "file" / "store").create()
