@@ -21,7 +21,14 @@ from urllib.parse import parse_qsl, urlsplit
 import boto3
 from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
 
 from ee_ray.disk import Entry
 from ee_ray.errors import Unreachable, UserError
@@ -251,4 +258,5 @@ def _will_pass(error: BaseException) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response["Error"]["Code"]
         return code in BUSY or status == 429 or (status >= 500 and code != "NotImplemented")
-    return isinstance(error, (HTTPClientError, RetriesExceededError))
+    lost = (ConnectionError, HTTPClientError, IncompleteReadError, RetriesExceededError)
+    return isinstance(error, lost) and not isinstance(error, SSLError)

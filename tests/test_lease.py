@@ -40,37 +40,37 @@ def test_a_claim_is_free_once_its_holder_is_dead_or_asks_again():
     assert is_free(Claim(1, "a", age=0.0, ended=True), "b")
 
 
-def test_one_holds_a_stage_until_it_is_released(store):
-    held = claim(store, STAGE, "a")
-    assert held and claim(store, STAGE, "b") is None
+def test_one_holds_a_stage_until_it_is_released(any_store):
+    held = claim(any_store, STAGE, "a")
+    assert held and claim(any_store, STAGE, "b") is None
     held.release()
-    assert newest(store, STAGE.key) is None
-    again = claim(store, STAGE, "b")
+    assert newest(any_store, STAGE.key) is None
+    again = claim(any_store, STAGE, "b")
     assert again and not again.published
     again.release()
 
 
-def test_what_was_published_meanwhile_is_said_with_the_lease(store):
-    publish(store)
-    held = claim(store, STAGE, "a")
+def test_what_was_published_meanwhile_is_said_with_the_lease(any_store):
+    publish(any_store)
+    held = claim(any_store, STAGE, "a")
     assert held.published
     held.release()
 
 
-def test_of_many_who_claim_at_once_one_gets_it(store):
+def test_of_many_who_claim_at_once_one_gets_it(any_store):
     code = "from ee_ray.lease import claim; import time; print(bool(claim(store, STAGE, str(os.getpid()))), flush=True); time.sleep(3)"  # fmt: skip
-    said = [racer.communicate()[0].strip() for racer in [elsewhere(code, store) for _ in range(5)]]
+    said = [racer.communicate()[0].strip() for racer in [elsewhere(code, any_store) for _ in range(5)]]
     assert sorted(said) == ["False"] * 4 + ["True"]
 
 
-def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(store):
+def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(any_store):
     code = "from ee_ray.lease import claim; claim(store, STAGE, 'a'); print('held', flush=True); signal.pause()"
-    holder = elsewhere(code, store)
+    holder = elsewhere(code, any_store)
     assert holder.stdout.readline() == "held\n"
-    assert claim(store, STAGE, "b") is None
+    assert claim(any_store, STAGE, "b") is None
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert claim(store, STAGE, "b")
+    assert claim(any_store, STAGE, "b")
 
 
 def of_another_host(store: Store) -> Path:
