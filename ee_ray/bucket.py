@@ -38,7 +38,7 @@ LASTING = ("data", "models", "tokenizers")  # named by their content
 class Bucket:
     """What `Disk` is for a directory. `root`: the mirror, laid out as a store on a disk is."""
 
-    remedy = "fetched again"
+    is_shared, remedy = False, "fetched again"
 
     def __init__(self, objects: Objects):
         self._objects, self.place = objects, objects.uri

@@ -105,9 +105,10 @@ class Files:
 
 
 class Disk:
-    """`place`: how the store is called; `remedy`: what becomes of a published stage whose folder is removed here."""
+    """`place`: how the store is called; `is_shared`: every worker sees `root`; `remedy`: what becomes of a published stage
+    whose folder is removed there."""
 
-    remedy = "trained again"
+    is_shared, remedy = True, "trained again"
 
     def __init__(self, files: Files):
         self._files, self.root, self.place = files, files.root, str(files.root)

@@ -40,6 +40,7 @@ THREADS = 16
 CHUNK = 1 << 20
 DELETED_AT_ONCE = 1000
 ASKED = ("endpoint_override", "scheme", "region")
+SECRETS = ("key", "secret", "token", "password")
 MISSING, UNMET = ("404", "NoSuchKey"), ("412", "PreconditionFailed")
 BUSY = ("SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict", "OperationAborted")
 
@@ -59,10 +60,10 @@ class Objects:
     def __init__(self, uri: str):
         parts = urlsplit(uri)
         asked = dict(parse_qsl(parts.query))
-        if parts.username or parts.password or {"access_key", "secret_key"} & asked.keys():
+        if parts.username or parts.password or any(word in name for name in asked for word in SECRETS):
             raise UserError("storage: a URI is written into logs, so it must hold no credentials: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role")  # fmt: skip
         if unknown := sorted(asked.keys() - set(ASKED)):
-            raise UserError(f"storage {uri}: {unknown[0]} is not known here: there are {', '.join(ASKED)}")
+            raise UserError(f"storage s3://{parts.netloc}{parts.path}: {unknown[0]} is not known here: there are {', '.join(ASKED)}")  # fmt: skip
         if not parts.netloc:
             raise UserError(f"storage {uri}: names no bucket: s3://BUCKET/PREFIX")
         self.uri, self.bucket = uri, parts.netloc

@@ -62,7 +62,7 @@ def _open(place: str) -> tuple[Any, Any]:
         files = Files(Path(place).resolve())
         return files, Disk(files)
     if scheme != "s3":
-        raise UserError(f"storage {place}: a store is a directory or in a bucket, s3://BUCKET/PREFIX, got the scheme {scheme}")  # fmt: skip
+        raise UserError(f"storage: a store is a directory or in a bucket, s3://BUCKET/PREFIX, got the scheme {scheme}")  # fmt: skip
     try:
         objects = import_module("ee_ray.objects").Objects(place)  # boto3 takes a quarter of a second to import
     except ModuleNotFoundError as error:
