@@ -18,7 +18,7 @@ LAYERS = [
     "sweep", "gc", "quote", "told", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
-    "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
+    "report.words", "report.html", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
     "verify", "measure", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip
