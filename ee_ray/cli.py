@@ -192,23 +192,28 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 
 def _finish(
-    sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False
-) -> None:
-    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts."""
+    sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False,
+    browser: str | None = None,
+) -> None:  # fmt: skip
+    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts;
+    `browser` draws images."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
-    summary = write_report(sweep, ledger, folder).summary
+    written = write_report(sweep, ledger, folder)
+    summary, page = written.summary, str(folder / "index.html")
+    drawn = import_module("ee_ray.report.images").write_images(written.figures, folder / "images", browser) if browser else []  # fmt: skip
     if as_json:
-        click.echo(
-            json.dumps(summary | {"verdict": verdict_sentence(summary), "page": str(folder / "index.html")}, indent=1)
-        )
+        told = {"verdict": verdict_sentence(summary), "page": page, "images": [str(path) for path in drawn]}
+        click.echo(json.dumps(summary | told, indent=1))
     log.tell(verdict_sentence(summary))
     log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
         log.tell(f"took {seconds:.0f} s")
-    log.tell(f"report: {folder / 'index.html'}")
+    log.tell(f"report: {page}")
+    if drawn:
+        log.tell(f"images: {folder / 'images'}, {len(drawn)} files")
     _tell_failures(sweep, ledger, log)
     if ledger.failures or (ledger.decision.outstanding and not stopped):
         sys.exit(FAILED)
@@ -332,16 +337,18 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
 
 
 @_sweep_command
+@click.option("--images", is_flag=True, help="Also each figure as PNG and SVG; a browser must be installed.")
 @_json
-def report(spec: str, storage: str, as_json: bool) -> None:
+def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
     from ee_ray.sweep import open_sweep
 
+    browser = import_module("ee_ray.report.images").browser() if images else None
     sweep = open_sweep(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json)
+    _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json, browser=browser)
 
 
 @main.command()

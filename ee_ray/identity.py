@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # Part of every key: bump it when training or evaluation changes in a way that changes numbers.
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 Kind = Literal["pretrain", "posttrain", "finetune"]
 
 

@@ -70,7 +70,9 @@ def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(any_sto
     assert claim(any_store, STAGE, "b") is None
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert claim(any_store, STAGE, "b")
+    held = claim(any_store, STAGE, "b")
+    assert held
+    held.release()
 
 
 def of_another_host(store: Store) -> Path:

@@ -26,7 +26,7 @@ from ee_ray.spec.load import load_sweep
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
-from ee_ray.train import World
+from ee_ray.world import World
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED01",
