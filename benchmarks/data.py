@@ -30,7 +30,7 @@ from ee_ray.data.pack import Packed
 from ee_ray.data.shards import BLOCK_BYTES
 from ee_ray.data.tokens import BYTES, Encoding
 from ee_ray.data.workers import cores, processes
-from ee_ray.evaluate import token_losses
+from ee_ray.loss import token_losses
 from ee_ray.model import build_config, build_model
 from ee_ray.spec.data import Source
 from ee_ray.spec.model import PRESETS

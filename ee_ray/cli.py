@@ -46,7 +46,9 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
-_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+_storage = click.option(
+    "--storage", default="store", show_default=True, help="The store: a directory, or s3://BUCKET/PREFIX."
+)
 
 
 def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -131,7 +133,7 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     _catch()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         if address:
             _prepare_on_ray(sweep, address, log)
         else:
@@ -145,6 +147,8 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
 def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
+    if not sweep.store.items.is_shared:
+        raise UserError(f"--address {address}: workers of a cluster pack into a directory that all of them see, and {sweep.store.place} is none: without --address the cores of this machine pack")  # fmt: skip
     prepare_ray(address)
     from ee_ray.cluster import connected
     from ee_ray.launch import prepare
@@ -167,7 +171,7 @@ def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         ledger, stopped = _train(sweep, address, local, log)
         _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
@@ -188,23 +192,28 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 
 def _finish(
-    sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False
-) -> None:
-    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts."""
+    sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False,
+    browser: str | None = None,
+) -> None:  # fmt: skip
+    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts;
+    `browser` draws images."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
     folder = REPORTS / sweep.spec.name
-    summary = write_report(sweep, ledger, folder).summary
+    written = write_report(sweep, ledger, folder)
+    summary, page = written.summary, str(folder / "index.html")
+    drawn = import_module("ee_ray.report.images").write_images(written.figures, folder / "images", browser) if browser else []  # fmt: skip
     if as_json:
-        click.echo(
-            json.dumps(summary | {"verdict": verdict_sentence(summary), "page": str(folder / "index.html")}, indent=1)
-        )
+        told = {"verdict": verdict_sentence(summary), "page": page, "images": [str(path) for path in drawn]}
+        click.echo(json.dumps(summary | told, indent=1))
     log.tell(verdict_sentence(summary))
     log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
         log.tell(f"took {seconds:.0f} s")
-    log.tell(f"report: {folder / 'index.html'}")
+    log.tell(f"report: {page}")
+    if drawn:
+        log.tell(f"images: {folder / 'images'}, {len(drawn)} files")
     _tell_failures(sweep, ledger, log)
     if ledger.failures or (ledger.decision.outstanding and not stopped):
         sys.exit(FAILED)
@@ -216,7 +225,7 @@ def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
         log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
-        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
 
 
 @_sweep_command
@@ -236,7 +245,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+    with keeping(sweep.store, sweep.spec.name) as log:
         _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
@@ -321,23 +330,25 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
-        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.root, found)))
+        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)
 
 
 @_sweep_command
+@click.option("--images", is_flag=True, help="Also each figure as PNG and SVG; a browser must be installed.")
 @_json
-def report(spec: str, storage: str, as_json: bool) -> None:
+def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
     from ee_ray.sweep import open_sweep
 
+    browser = import_module("ee_ray.report.images").browser() if images else None
     sweep = open_sweep(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
-    _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json)
+    _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json, browser=browser)
 
 
 @main.command()

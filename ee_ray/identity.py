@@ -13,7 +13,7 @@ from typing import Any
 from ee_ray.spec.stages import Kind
 
 # Part of every key: bump it when training or evaluation changes in a way that changes numbers.
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @dataclass(frozen=True)

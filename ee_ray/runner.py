@@ -189,7 +189,7 @@ def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: f
         "board": board,
         "slot": slot.name,
         "kinds": slot.kinds,
-        "store": str(store.root),
+        "store": store.place,
         "threads": shape.cpus_per_worker,
         "gpus": shape.gpus_per_worker,
         "parallel": shape.parallel,

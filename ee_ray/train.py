@@ -9,7 +9,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,10 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ee_ray.accelerate import compile_blocks, compiling_pays, micro_batch_that_fits
+from ee_ray.allocator import keep_freed_memory
 from ee_ray.data.order import Indices
 from ee_ray.errors import Diverged
-from ee_ray.evaluate import token_losses
+from ee_ray.feed import made_ahead
 from ee_ray.identity import StageIdentity
+from ee_ray.loss import separable_head, summed_loss
 from ee_ray.meter import CURVE_POINTS, Meter, flops_per_token
 from ee_ray.metrics import Curve
 from ee_ray.resume import optimizer_state, set_optimizer_state
@@ -33,6 +36,7 @@ REPORT_SECONDS = 0.5
 # Sequences that share one draw of dropout's masks. Fixed, so that masks depend neither on workers nor on micro-batches;
 # 8 x 1,024 tokens fill a GPU, and more would only save memory traffic.
 MASK_SEQUENCES = 8
+AHEAD = 4  # micro-batches read before an accelerator asks for them
 
 Report = Callable[[int], object]
 
@@ -125,11 +129,27 @@ class _Trainer:
         self, model: nn.Module, batches: Batches, stage: StageIdentity, world: World, micro_batch: int | None
     ) -> None:
         self.model, self.batches, self.stage, self.world = model, batches, stage, world
+        self.head = separable_head(model)
+        self.masked = has_masks(stage)
+        self.micro = self._micro_batch(micro_batch)
+        parameters = sum(p.numel() for p in model.parameters())
+        if compiling_pays(world.device, parameters, stage.tokens, self.masked):
+            compile_blocks(model)
         self.net = world.spread(model)
         self.optim = optimizer(model, stage.weight_decay)
-        self.micro = min(micro_batch or stage.global_batch_size, -(-stage.global_batch_size // world.size))
-        self.masked = has_masks(stage)
         self.at = Progress()
+
+    def _micro_batch(self, asked: int | None) -> int:
+        """Sequences per forward pass: what was asked for, or what fits; on a CPU a worker's whole share."""
+        stage, most = self.stage, -(-self.stage.global_batch_size // self.world.size)
+        if asked or self.masked or self.world.device.type != "cuda":
+            return min(asked or most, most)
+        fits = micro_batch_that_fits(self.model, self.head, stage.sequence_length, stage.precision, most)
+        if self.world.size > 1:  # the same on every worker
+            box = torch.tensor([fits], device=self.world.device)
+            torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MIN)
+            fits = int(box)
+        return fits
 
     def restore(self, keeper: Keeper) -> None:
         if keeper.start:
@@ -148,35 +168,51 @@ class _Trainer:
         best = {f"best.{name}": value for name, value in self.at.best.items()}
         return {**tensors, **best, **optimizer_state(self.model, self.optim)}, self.at.facts()
 
-    def step(self) -> tuple[Tensor, float, Tensor]:
-        """One step of the optimizer: this worker's part of the global batch's loss, the learning rate, gradient norm."""
+    def feed(self) -> Iterator[Tensor]:
+        """Windows of this worker's micro-batches, from the step that training is at to the end."""
+        stage, cuda = self.stage, self.world.device.type == "cuda"
+        steps = range(self.at.step, stage.steps)
+        parts = (part for step in steps for part, _, _ in shares(self._rows(step), self.world, self.micro, self.masked))
+
+        def read(part: Indices) -> Tensor:
+            windows = torch.from_numpy(self.batches.gather(part))
+            return windows.pin_memory() if cuda else windows
+
+        return made_ahead(parts, read, AHEAD if cuda else 0)
+
+    def _rows(self, step: int) -> Indices:
+        size = self.stage.global_batch_size
+        return self.batches.order[step * size : (step + 1) * size]
+
+    def step(self, feed: Iterator[Tensor]) -> tuple[Tensor, float, Tensor]:
+        """One step up to the optimizer's own: this worker's part of the global batch's loss, the learning rate, gradient norm."""
         stage, step = self.stage, self.at.step
         rate = learning_rate(stage, step)
         for group in self.optim.param_groups:
             group["lr"] = rate
         self.optim.zero_grad(set_to_none=True)
-        loss = self._backward(self.batches.order[step * stage.global_batch_size : (step + 1) * stage.global_batch_size])
+        loss = self._backward(self._rows(step), feed)
         norm = whole(nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM))
         self.at.step += 1
         return loss, rate, norm
 
-    def _backward(self, rows: Indices) -> Tensor:
+    def _backward(self, rows: Indices, feed: Iterator[Tensor]) -> Tensor:
         """Accumulate the gradient of the mean loss over a global batch; returns this worker's part of that loss."""
         world, net = self.world, self.net
         total = torch.zeros((), device=world.device)
         counted = max(1, self.batches.counted(rows))
         parts = shares(rows, world, self.micro, self.masked)
-        for number, (part, weight, draw) in enumerate(parts):
-            windows = torch.from_numpy(self.batches.gather(part)).to(world.device, non_blocking=True)
+        for number, (_, weight, draw) in enumerate(parts):
+            windows = next(feed).to(world.device, non_blocking=True)
             if self.masked:
                 torch.manual_seed(_mask_seed(self.stage.seed, self.at.step, draw))
             last = number == len(parts) - 1
             hold = contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
             with hold:
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-                    losses = token_losses(net, windows)
+                    loss = summed_loss(net, windows, self.head)
                 # DDP averages gradients over workers; the mean wanted is over the global batch's tokens.
-                loss = losses.sum() * (weight * world.size / counted)
+                loss = loss * (weight * world.size / counted)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / world.size
         return total
@@ -248,16 +284,18 @@ def train(
     Raises:
         Diverged: the gradient norm is not finite; every worker sees the same norm and raises at the same step.
     """
+    keep_freed_memory()
     flops = flops_per_token(model, stage.sequence_length)
     trainer = _Trainer(model, batches, stage, world, micro_batch)
     trainer.restore(keeper)
+    feed = trainer.feed()
     trainer.net.train()
     at, stopping = trainer.at, stage.early_stopping
     every = max(1, stage.steps // CURVE_POINTS)
     meter = Meter(world, flops, at.curve.seconds[-1] if at.curve.seconds else 0.0, _tokens(stage, at.step))
     reported = time.monotonic()
     while at.step < stage.steps:
-        loss, rate, norm = trainer.step()
+        loss, rate, norm = trainer.step(feed)
         ends = at.step == stage.steps
         validates = bool(stopping) and (ends or at.step % stopping["every_steps"] == 0)  # type: ignore[index]
         looks = not ends and at.step % watch.every == 0

@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 LAYERS = [
     "errors", "fold", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.execution", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
-    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "store", "pretrained", "board", "lease", "metrics", "events",
-    "model", "interventions", "world", "resume", "meter", "evaluate", "train", "publish", "stage",
+    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "disk", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
+    "model", "interventions", "allocator", "feed", "world", "resume", "meter", "loss", "evaluate", "accelerate", "train", "publish", "stage",
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger",
     "capacity", "sweep", "gc", "quote", "told", "cluster", "search", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
-    "report.words", "report.html", "report.sections", "report.page", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
+    "report.words", "report.html", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
     "export.choice", "export.recipe", "export.card", "export.folder",
     "verify", "measure", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip

@@ -83,7 +83,8 @@ def test_a_schedule_holds_each_part_in_its_own_order(a, b, pool, seed):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_workers_share_out_the_same_global_batches(size):
     torch = pytest.importorskip("torch")
-    from ee_ray.train import World, shares
+    from ee_ray.train import shares
+    from ee_ray.world import World
 
     order = schedule([Run(50, 0, 23, 0)])
     for start in range(0, 23, 6):

@@ -22,8 +22,9 @@ import ee_ray.meter
 from ee_ray.board import Order
 from ee_ray.data.order import schedule
 from ee_ray.errors import Diverged, UserError
-from ee_ray.evaluate import heldout_loss, token_losses
+from ee_ray.evaluate import heldout_loss
 from ee_ray.interventions import adapt, merged
+from ee_ray.loss import token_losses
 from ee_ray.model import build_config, build_model, load_weights, save_weights
 from ee_ray.plan import Point, build_trial, parameters
 from ee_ray.resume import newest_state, read_state
@@ -201,7 +202,7 @@ stages = {{s.key: s for level in range(5) for s in bench.trial(level).stages}}
 import ee_ray.train as t
 torch.set_num_threads({torch.get_num_threads()})
 slow = t._Trainer.step
-t._Trainer.step = lambda self: (time.sleep(0.05), slow(self))[1]  # time to be killed in
+t._Trainer.step = lambda self, feed: (time.sleep(0.05), slow(self, feed))[1]  # time to be killed in
 bench.run(stages[{stage.key!r}], steps={steps})
 """
     process = subprocess.Popen([sys.executable, "-c", code], env=ray_environment(), stderr=subprocess.PIPE, text=True)
