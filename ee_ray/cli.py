@@ -46,7 +46,9 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
-_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+_storage = click.option(
+    "--storage", default="store", show_default=True, help="The store: a directory, or s3://BUCKET/PREFIX."
+)
 
 
 def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -131,7 +133,7 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     _catch()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         if address:
             _prepare_on_ray(sweep, address, log)
         else:
@@ -145,6 +147,8 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
 def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
+    if not sweep.store.items.is_shared:
+        raise UserError(f"--address {address}: workers of a cluster pack into a directory that all of them see, and {sweep.store.place} is none: without --address the cores of this machine pack")  # fmt: skip
     prepare_ray(address)
     from ee_ray.cluster import connected
     from ee_ray.launch import prepare
@@ -168,7 +172,7 @@ def run(spec: str, storage: str, address: str | None, local: bool, trackers: tup
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         ledger, stopped = _train(sweep, address, local, log, trackers)
         _sample(sweep, ledger, log)
         _finish(sweep, ledger, log, time.monotonic() - started, stopped)
@@ -234,7 +238,7 @@ def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
         log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
-        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
 
 
 @_sweep_command
@@ -254,7 +258,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+    with keeping(sweep.store, sweep.spec.name) as log:
         _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
@@ -339,7 +343,7 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
-        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.root, found)))
+        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)

@@ -11,7 +11,7 @@ import torch
 
 from ee_ray.board import Board
 from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, slots_that_fit
-from ee_ray.errors import Diverged, UserError
+from ee_ray.errors import Diverged, Unreachable, UserError
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
@@ -40,7 +40,7 @@ def check_model(sweep: Sweep) -> None:
 
 
 def _job(sweep: Sweep) -> Job:
-    return Job(sweep.spec, sweep.data, str(sweep.store.root))
+    return Job(sweep.spec, sweep.data, sweep.store.place)
 
 
 def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
@@ -68,6 +68,8 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
             try:
                 run_stage(sweep.store, order, world, partial(board.progress, key))
                 board.done("local", key)
+            except Unreachable:
+                raise
             except Exception as error:
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
             finally:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from ee_ray.data.pack import Packed
+from ee_ray.data.pack import Packed, open_packed
 from ee_ray.data.tokenizer import known
 from ee_ray.data.tokens import Encoding
 from ee_ray.errors import UserError
@@ -64,9 +64,9 @@ def take_samples(sweep: Sweep, ledger: Ledger, most_parameters: float = float("i
     """
     kept, store, spec = taken(sweep), sweep.store, sweep.spec
     encoding = known(spec, sweep.tokenizer)
-    packed = {role: pool for role in ROLES if (pool := sweep.packed(role))}
+    packed = {role: pool for role in ROLES if (pool := open_packed(store.corpus(sweep.data[role])))}
     if encoding is None or len(packed) < len(ROLES):
-        raise UserError(f"{sweep.path}: its corpora are no longer in {store.root}: ee-ray prepare brings them back")
+        raise UserError(f"{sweep.path}: its corpora are no longer in {store.place}: ee-ray prepare brings them back")
     new = 0
     for each in shown(sweep, ledger, answers(sweep, ledger)):
         key, record = each.stage.key, ledger.records[each.stage.key]

@@ -7,7 +7,7 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
@@ -38,6 +38,7 @@ from ee_ray.store import Store
 POLL_SECONDS = 0.25
 METRIC = "objective"
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
+STUDY = "optuna.journal"
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         )
         self._tell_known()
         unlink_removed(self.store, job.spec.name)
-        self._show(ledger.trials)
+        self._show(ledger.trials, ledger.records)
 
-    def _show(self, trials: list[Trial]) -> None:
+    def _show(self, trials: list[Trial], published: Container[str]) -> None:
         """Link the published stages of trials where TensorBoard finds them by recipe."""
-        link_runs(self.store, self.spec.name, trials, self.spec.search.ladder, len(self.spec.choices))
+        link_runs(self.store, self.spec.name, trials, published, self.spec.search.ladder, len(self.spec.choices))
 
     def _tell_known(self) -> None:
         """Bring the study up to the ledger: trials that died with an earlier run fail, results it lacks are added."""
@@ -211,16 +212,17 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         else:
             self.lost.add(point)
         trial = self.job.trial(self.parameters(point))
-        self._show([trial])
-        for key in distinct([trial]):
-            if record := self.store.record(key):
-                self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
-                self.tokens[key] = record["tokens"]
+        records = {key: record for key in distinct([trial]) if (record := self.store.record(key))}
+        self._show([trial], records)
+        for key, record in records.items():
+            self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
+            self.tokens[key] = record["tokens"]
         self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
         self.answer = self._answer()
         note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+        self.store.kept(self.store.sweep(self.spec.name) / STUDY)
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
@@ -235,9 +237,10 @@ def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     """The search as the ledger has it, over a journal that optuna-dashboard can read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = Store(job.storage).sweep(job.spec.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+    store = Store(job.storage)
+    path = store.brought(store.sweep(job.spec.name) / STUDY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(path)))
     return LadderSearch(job, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 
 

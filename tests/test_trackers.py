@@ -20,7 +20,7 @@ INSTALLED = [name for name in ("mlflow", "wandb") if importlib.util.find_spec(na
 @pytest.fixture
 def job(finished) -> Job:
     sweep = open_sweep(finished.folder / "tiny.yaml", finished.store.root)
-    return Job(sweep.spec, sweep.data, str(sweep.store.root))
+    return Job(sweep.spec, sweep.data, sweep.store.place)
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_what_brings_it(copy, monkeypatch):
