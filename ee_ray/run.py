@@ -1,7 +1,7 @@
 """Run or resume a sweep: on Ray, or in this process. What is published already is never trained again."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import sleep
 from typing import Any
@@ -23,6 +23,7 @@ from ee_ray.spec.stages import Kind
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
+from ee_ray.trackers import Tracked
 from ee_ray.world import World
 
 Watch = Callable[[Callable[[], dict[str, Any]]], Any]
@@ -94,8 +95,12 @@ def _useful(spec: SweepSpec, counts: Mapping[tuple[Kind, ...], int], trials: int
     return {kinds: min(count, trials * (fan if kinds == ("finetune",) else 1)) for kinds, count in counts.items()}
 
 
-def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
+def run_on_ray(
+    sweep: Sweep, ledger: Ledger, watch: Watch, trackers: Sequence[str], say: Callable[[str], None]
+) -> str | None:
     """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected.
+
+    trackers: who is told of trials besides (trackers.py); `say` hears of one that fails.
 
     Returns:
         the budget of time that ended the search, if one did.
@@ -115,5 +120,6 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
         running_slots(sweep.spec.name, counts, board, name, sweep.store, execution, folder / "train"),
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
-        search_on_ray(job, search, name, min(sum(counts.values()), trials) + 1, folder / "tune")
+        told = [Tracked(each, job, say) for each in trackers]
+        search_on_ray(job, search, name, min(sum(counts.values()), trials) + 1, folder / "tune", told)
     return search.overran
