@@ -6,6 +6,7 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 """
 
 import math
+import threading
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from ee_ray.cluster import NAMESPACE, ON_HEAD
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import decide, estimate
+from ee_ray.propose import Rounds, decide, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -94,8 +95,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
         self.decision = ledger.decision
-        self.names: dict[str, str] = {}
-        self.answer = self._answer()
+        self.noted: Rounds | None = None
+        self.names: dict[str, dict[str, str]] = {}  # of the stages of each trial that runs, for people
+        self.answering, self.answer_due, self.answered = threading.Lock(), 0.0, -1
+        self.answer: dict[str, Any] = {}
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
@@ -167,8 +170,20 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         return tokens * per_token
 
     def so_far(self) -> dict[str, Any]:
-        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
-        return {"names": self.names, **self.answer}
+        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far.
+
+        The optimum takes a fit of all results, which grows with them: it is asked for by those who show it, and rests
+        three times as long as it took. The search itself fits once a round.
+        """
+        if self.answering.acquire(blocking=False):
+            try:
+                began, results = time.monotonic(), len(self.results)
+                if results != self.answered and began >= self.answer_due:
+                    self.answer, self.answered = self._answer(), results
+                    self.answer_due = time.monotonic() + 3 * (time.monotonic() - began)
+            finally:
+                self.answering.release()
+        return {"names": dict(pair for names in list(self.names.values()) for pair in names.items()), **self.answer}
 
     def _answer(self) -> dict[str, Any]:
         ladder = self.spec.search.ladder
@@ -191,7 +206,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         config: dict[str, Any] = super().suggest(trial_id)
         point = self.running[trial_id] = Point(**config)
         name = f"lambda {point.level / self.spec.search.ladder:g}, seed {point.seed}"
-        self.names = dict.fromkeys(distinct([self.job.trial(config)]), name) | self.names
+        self.names[trial_id] = dict.fromkeys(distinct([self.job.trial(config)]), name)
         return config
 
     def _describe(self, trial_id: str, point: Point, result: Mapping[str, Any]) -> None:
@@ -205,6 +220,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         point = self.running.pop(trial_id)
+        self.names.pop(trial_id, None)
         value = (result or {}).get(METRIC, math.nan)
         failed = error or not math.isfinite(value)
         if (result or {}).get("settled"):
@@ -220,8 +236,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
-        self.answer = self._answer()
-        note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+        if self.noted != self.decision.rounds:
+            note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+            self.noted = self.decision.rounds
         self.store.kept(self.store.sweep(self.spec.name) / STUDY)
 
 
