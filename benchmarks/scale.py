@@ -3,6 +3,7 @@
     python benchmarks/scale.py                         17 to 3,400 trials that are published: each command's time and memory
     python benchmarks/scale.py --train 1 6             one and six seeds of 17 trials through the whole path, on Ray
     python benchmarks/scale.py --seeds 59 --profile report     where the time of one command goes
+    python benchmarks/scale.py --board                 how many calls a second the board bears, and how many a cluster makes
 
 Published stages are written by the publisher itself, with the weights of a tiny model and losses of a planted curve. What
 is trained has one step of 256 tokens in each stage: the path (search, board, slots, claims, files, report) is the real
@@ -28,16 +29,21 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
 import psutil
+import ray
 import torch
 import yaml
 from click.testing import CliRunner
 
-from ee_ray.board import Order
+from ee_ray.board import Board, Order
+from ee_ray.capacity import SLOT_BYTES, TRIAL_BYTES
 from ee_ray.cli import main as command_line
 from ee_ray.metrics import Curve
 from ee_ray.model import build_config, build_model
 from ee_ray.plan import Point, build_trial, distinct
 from ee_ray.publish import publish
+from ee_ray.runner import REPORT_SECONDS
+from ee_ray.search import MOST_POLL_SECONDS
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import Sweep, open_sweep
 from ee_ray.train import Progress
 from ee_ray.world import World
@@ -215,13 +221,62 @@ def profiled(seeds: int, command: str) -> None:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(r"ee_ray|plotly.*to_json|json|pandas.*to_", 45)
 
 
+def board_calls() -> float:
+    """Calls a second that a board of 2,000 open and 10,000 settled stages answers to four processes."""
+
+    def submit(board: Any, published: bool) -> list[str]:
+        spec = SweepSpec.model_validate(spec_of(100))
+        data, seeds = dict.fromkeys(("pre", "post", "ft"), "0" * 16), range(*((0, 200) if published else (200, 240)))
+        points = [Point(level, seed) for seed in seeds for level in range(LEVELS + 1)]
+        orders = [Order(stage, "scale", None, 300.0) for stage in distinct([build_trial(spec, data, each) for each in points]).values()]  # fmt: skip
+        keys = [order.stage.key for order in orders]
+        ray.get(board.submit.remote(orders, keys if published else []))
+        return keys
+
+    @ray.remote(num_cpus=0)
+    def ask(board: Any, keys: list[str], seconds: float) -> int:
+        end, number = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            ray.get(board.progress.remote(keys[number % len(keys)], number))
+            ray.get(board.patience.remote())
+            ray.get(board.states.remote(keys[:3]))
+            number += 3
+        return number
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    board = ray.remote(num_cpus=0)(Board).remote()
+    submit(board, True)
+    keys, seconds = submit(board, False), 10.0
+    ray.get([ask.remote(board, keys, 1.0) for _ in range(4)])
+    answered = sum(ray.get([ask.remote(board, keys, seconds) for _ in range(4)])) / seconds
+    ray.shutdown()
+    return answered
+
+
+def limits(answered: float) -> str:
+    """1,000 GPUs by what a stage takes of them: slots, the head's memory, and calls a second to the board, every slot busy."""
+    lines = [
+        f"| a stage takes | slots | memory of the head, GB | calls to the board a second, of {answered:,.0f} |",
+        "|---|---|---|---|",
+    ]
+    for gpus in (8.0, 1.0, 0.25):
+        slots = 1000 / gpus
+        memory = (slots * (SLOT_BYTES + TRIAL_BYTES) + TRIAL_BYTES) / 1e9
+        calls = slots / REPORT_SECONDS + slots / MOST_POLL_SECONDS
+        lines.append(f"| {gpus:g} GPUs | {slots:,.0f} | {memory:,.0f} | {calls:,.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--train", type=int, nargs="+", metavar="SEEDS", help="train these instead, on Ray")
     parser.add_argument("--profile", choices=[command for command, *_ in COMMANDS], help="of one command instead")
+    parser.add_argument("--board", action="store_true", help="calls to the board instead")
     asked = parser.parse_args()
-    if asked.profile:
+    if asked.board:
+        print(limits(board_calls()))
+    elif asked.profile:
         profiled(asked.seeds[0], asked.profile)
     elif asked.train:
         print(table([trained(seeds) for seeds in asked.train]))

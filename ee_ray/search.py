@@ -36,7 +36,7 @@ from ee_ray.propose import Rounds, decide, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
-POLL_SECONDS = 0.25
+POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few seconds
 METRIC = "objective"
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 STUDY = "optuna.journal"
@@ -284,13 +284,14 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     trial = job.trial(config)
     keys = list(distinct([trial]))
     ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+    began = time.monotonic()
     while True:
         states = ray.get(board.states.remote(keys))
         if all(state in ("done", "failed") for state in states.values()):
             break
         if reason := ray.get(board.closed.remote()):
             raise RuntimeError(f"the sweep ended before this trial: {reason}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(MOST_POLL_SECONDS, POLL_SECONDS + (time.monotonic() - began) / 100))
     failures = {key: ray.get(board.evidence.remote(key)) for key, state in states.items() if state == "failed"}
     tune.report(_report(job, trial, failures))
 
