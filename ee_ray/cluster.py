@@ -18,6 +18,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 
 from ee_ray.errors import UserError
+from ee_ray.liveness import Port
 from ee_ray.spec.sweep import Execution
 
 NAMESPACE = "ee_ray"
@@ -54,6 +55,17 @@ def connected(address: str | None) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def ports() -> list[Port]:
+    """What a driver cannot do without: the head's control store, and the raylet of its own node."""
+    context = ray.get_runtime_context()
+    host, _, number = context.gcs_address.rpartition(":")
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return [
+        Port("the cluster's control store (gcs) on its head", host, int(number)),
+        Port("the raylet of this node", here["NodeManagerAddress"], here["NodeManagerPort"]),
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeE
 
 from ee_ray.data.workers import Workers
 from ee_ray.environment import prepare_ray
-from ee_ray.errors import UserError
+from ee_ray.errors import Lost, UserError
 from ee_ray.ledger import Ledger, note, read_ledger
+from ee_ray.liveness import gone, watched
 from ee_ray.log import Log
 from ee_ray.progress import noting, watching
 from ee_ray.propose import beyond_budget
@@ -38,14 +39,21 @@ def prepare(sweep: Sweep, log: Log, workers: Workers | None = None) -> None:
 
 
 def train(
-    sweep: Sweep, address: str | None, local: bool, log: Log, on_connect: Callable[[], None] = lambda: None
+    sweep: Sweep,
+    address: str | None,
+    local: bool,
+    log: Log,
+    on_connect: Callable[[], None] = lambda: None,
+    on_loss: Callable[[str], None] = lambda what: None,
 ) -> tuple[Ledger, str | None]:
     """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it, if one did.
 
     on_connect: called when Ray has started, which puts its own signal handlers in place.
+    on_loss: called with what has ended as soon as the cluster is lost, in any thread: a call to Ray may then not come back.
 
     Raises:
         UserError: as preparing and running do.
+        Lost: the cluster has ended, and `on_loss` has come back.
     """
     if address and local:
         raise UserError("--address and --local exclude each other")
@@ -71,17 +79,34 @@ def train(
     if local:
         stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
     else:
-        stopped = _on_ray(sweep, ledger, address, watch, on_connect)
+        stopped = _on_ray(sweep, ledger, address, watch, on_connect, on_loss)
     return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
 
 
-def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_connect: Callable[[], None]) -> str | None:  # fmt: skip
+def _on_ray(
+    sweep: Sweep,
+    ledger: Ledger,
+    address: str | None,
+    watch: Any,
+    on_connect: Callable[[], None],
+    on_loss: Callable[[str], None],
+) -> str | None:
     prepare_ray(address)
-    connected = import_module("ee_ray.cluster").connected
+    cluster = import_module("ee_ray.cluster")
     # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
     with ThreadPoolExecutor(1) as background:
         heavy = background.submit(import_module, "ee_ray.run")
-        with connected(address) as dashboard:
+        with cluster.connected(address) as dashboard:
             on_connect()
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, partial(watch, ray_dashboard=dashboard))
-            return stopped
+            needed = cluster.ports()
+            try:
+                with watched(needed, on_loss):
+                    stopped: str | None = heavy.result().run_on_ray(
+                        sweep, ledger, partial(watch, ray_dashboard=dashboard)
+                    )
+                    return stopped
+            except (Exception, KeyboardInterrupt) as error:
+                if what := gone(needed):
+                    on_loss(what)
+                    raise Lost(what) from error
+                raise

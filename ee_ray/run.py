@@ -91,7 +91,8 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     most = max(len(ledger.decision.outstanding), sweep.spec.search.runs_per_round)
     slots = min(slots_that_fit(execution, *capacity(JOIN_SECONDS)), most)
     name = f"board-{run}"
-    board = ray.remote(num_cpus=0, resources=ON_HEAD)(Board).options(name=name, namespace=NAMESPACE).remote()
+    lives_on = {"max_restarts": -1, "max_task_retries": -1}  # empty, and is told again by those who asked (board.py)
+    board = ray.remote(num_cpus=0, resources=ON_HEAD, **lives_on)(Board).options(name=name, namespace=NAMESPACE).remote()  # fmt: skip
     job = _job(sweep)
     search = open_search(job, ledger)
     with (

@@ -56,7 +56,7 @@ def _next(
 ) -> tuple[Order, Lease | None] | None:
     """The slot's next stage, the same for every rank, and rank 0's lease on it; None when the board is closed, or has had
     no work for so long that others may need the slot's room more."""
-    key, lease, asked = None, None, monotonic()
+    order, lease, asked = None, None, monotonic()
     while rank == 0 and not ray.get(board.closed.remote()) and monotonic() - asked < SPARE_SECONDS:
         claimed = claim_next(
             store,
@@ -66,12 +66,24 @@ def _next(
             lambda key: ray.get(board.found.remote(key)),
         )
         if claimed:
-            key, lease = claimed[0].stage.key, claimed[1]
+            order, lease = claimed
             break
         sleep(IDLE_SECONDS)
     if size > 1:
-        key = broadcast_from_rank_zero(key)
-    return (ray.get(board.order.remote(key)), lease) if key else None
+        key = broadcast_from_rank_zero(order and order.stage.key)  # an order may be more than Train broadcasts, 1 kB
+        order = order or (_look_up(board, key) if key else None)
+    return (order, lease) if order else None
+
+
+def _look_up(board: ActorHandle[Board], key: str) -> Order:
+    """The order of a stage; a board that died a moment ago is told again by the trials."""
+    end = monotonic() + SPARE_SECONDS
+    while monotonic() < end:
+        order: Order | None = ray.get(board.order.remote(key))
+        if order:
+            return order
+        sleep(IDLE_SECONDS)
+    raise RuntimeError(f"stage {key}: no trial asks for it any more")
 
 
 def slot_worker(config: dict[str, Any]) -> None:
@@ -180,11 +192,15 @@ def running_slots(
     When the block ends the slots are waited for: a thread that is still in a call to Ray when Ray shuts down takes the
     whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`).
     """
-    alive = set(range(count))
+    alive, ended = set(range(count)), threading.Event()  # a board that dies forgets that it was closed
 
     def keep(number: int) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
+            work(number)
+
+    def work(number: int) -> None:
         slot, false_starts = f"slot{number}", 0
-        while not ray.get(board.closed.remote()):
+        while not (ended.is_set() or ray.get(board.closed.remote())):
             if not any_free(store, ray.get(board.ready.remote()), f"{board_name}/{slot}"):
                 sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
                 continue
@@ -212,10 +228,11 @@ def running_slots(
         yield
         ray.get(board.close.remote("the sweep has ended"))
     except BaseException as error:
-        with contextlib.suppress(ray.exceptions.RayError):  # the board may be what died
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be what died
             ray.get(board.close.remote(f"the sweep was ended by {type(error).__name__}", withdraw=True))
         raise
     finally:
+        ended.set()
         deadline = monotonic() + END_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))

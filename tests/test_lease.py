@@ -131,9 +131,15 @@ class Run:
 
     def __init__(self, name: str, points: list[Point], size: int, slots: int):
         self.name, self.size, self.board, self.trained = name, size, Board(), Counter()
-        self.board.submit(orders(*points), [])
+        self.orders = orders(*points)
+        self.board.submit(self.orders, [])
         self.held: dict[str, tuple[Order, Lease] | None] = dict.fromkeys(f"{name}{n}" for n in range(slots))
         self.up: set[str] = set()
+
+    def lose_board(self, store: Store) -> None:
+        """Its board dies, comes back empty, and is told again by the trials; slots train on."""
+        self.board = Board()
+        self.board.submit(self.orders, store.published())
 
     def step(self, store: Store, slot: str, free: int) -> int:
         """What one slot does next; the units that it takes (or gives back, negative)."""
@@ -171,7 +177,8 @@ runs = st.lists(
 @settings(max_examples=30)
 @given(runs=runs, units=st.integers(3, 5), seed=st.integers(0, 2**32))
 def test_any_runs_of_any_sizes_on_any_cluster_end_and_train_every_stage_once(runs, units, seed):
-    """A slot of up to three units on a cluster of at least three; who steps next is drawn. A bound on steps is the proof."""
+    """A slot of up to three units on a cluster of at least three; who steps next is drawn, and when a board dies. A bound
+    on steps is the proof."""
     folder = Path(tempfile.mkdtemp())
     try:
         store, free, random = Store(folder), units, Random(seed)
@@ -186,6 +193,8 @@ def test_any_runs_of_any_sizes_on_any_cluster_end_and_train_every_stage_once(run
             run, slot = random.choice(actors)
             for entry in run.board._entries.values():
                 entry.put_off = 0.0  # a moment later
+            if random.random() < 0.02:
+                run.lose_board(store)
             free -= run.step(store, slot, free)
             assert 0 <= free <= units
         assert all(run.board.is_settled() for run in all_runs)
