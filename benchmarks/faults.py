@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py                     every fault, one after another; then the table of docs/reliability.md
     python benchmarks/faults.py --only worker       some of them; the others keep their rows
+    python benchmarks/faults.py --hosts             those of three hosts (root; host_faults.py)
     python benchmarks/faults.py --soak 50           that many faults, drawn at random, in one sweep; with --keep FOLDER
                                                     --limit 200 for so many seconds, and the same line goes on
 
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Place  # noqa: E402
+from host_faults import FAULTS as HOST_FAULTS  # noqa: E402
+from host_faults import suffer as suffer_on_hosts  # noqa: E402
 from test_ray import TRAIN_WORKER, TRIAL_DRIVER, Run  # noqa: E402
 
 CHECKPOINT_SECONDS = 1.0
@@ -296,18 +299,25 @@ def soak(count: int, folder: Path, seed: int, limit: float) -> dict[str, Any] | 
     }
 
 
+HEADS = ["the run", "lost at most", "all stood still", "a hit stage began again after", "published stages trained again", "final numbers"]  # fmt: skip
+
+
+def _lines(first: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"| {' | '.join([first, *HEADS])} |", "|---" * (len(HEADS) + 1) + "|"]
+    for row in rows:
+        how = " and a traceback" if row.get("traceback") else ""
+        went = f"ended with {row['status']}{how}; the same command went on" if row["status"] else "went on"
+        went += f" ({row['orphans']})" if row.get("orphans") else ""
+        stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
+        same = "the same bits" if row["same_bits"] else "**differ**"
+        lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
+    return lines
+
+
 def table(results: dict[str, Any]) -> str:
-    lines = [
-        "| fault | the run | lost at most | all stood still | a hit stage began again after | published stages trained again | final numbers |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in FAULTS:
-        if row := results["faults"].get(name):
-            how = " and a traceback" if row["traceback"] else ""
-            went = f"ended with {row['status']}{how}; the same command went on" if row["status"] else "went on"
-            stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
-            same = "the same bits" if row["same_bits"] else "**differ**"
-            lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
+    lines = _lines("fault", [row for name in FAULTS if (row := results["faults"].get(name))])
+    if rows := [row for name in HOST_FAULTS if (row := results.get("hosts", {}).get(name))]:
+        lines += ["", *_lines("fault, on three hosts", rows)]
     for found in results["soaks"]:
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(found["faults"].items()))
         lines.append(f"\nSoak: {sum(found['faults'].values())} faults ({kinds}) in a sweep of {found['stages']} stages, {found['seconds']} s: "
@@ -319,6 +329,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=[])
+    parser.add_argument("--hosts", nargs="*", choices=HOST_FAULTS, help="faults of three hosts, or all of them")
     parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=3600, help="seconds that a soak may take before it is put off")
@@ -339,7 +350,12 @@ def main() -> None:
             if not (unbroken.folder / "reports/tiny/summary.json").exists():
                 unbroken.folder.mkdir(exist_ok=True)
                 unbroken.ee_ray("run", unbroken.write(**SWEEP, search__max_trials=6), "--local")
-            for name in asked.only or FAULTS:
+            for name in [] if asked.hosts is None else asked.hosts or HOST_FAULTS:
+                row = suffer_on_hosts(name, {**SWEEP, "search__max_trials": 6}, unbroken)
+                print(row, flush=True)
+                results.setdefault("hosts", {})[name] = row
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            for name in asked.only if asked.hosts is not None else asked.only or FAULTS:
                 folder = Path(tempfile.mkdtemp(dir=base)) / name
                 if FAULTS[name].on_disk_of_its_own:
                     with disk(folder):
