@@ -133,7 +133,9 @@ FAULTS = {
 
 
 def _furnish(host: Host, offset: int) -> None:
-    faked = f"export LD_PRELOAD={FAKETIME} FAKETIME={offset:+d} FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=1"
+    faked = (
+        f"export LD_PRELOAD={FAKETIME} FAKETIME={offset:+d} FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=1"
+    )
     (host.home / ".bashrc").write_text("\n".join([*USUAL, faked if offset else ""]) + "\n")
 
 

@@ -43,6 +43,10 @@ def is_disk_full(error: BaseException) -> bool:
     )
 
 
+class Unreachable(UserError):
+    """The store has not answered for longer than it is waited for. Nothing is wrong with the stage in hand."""
+
+
 class Diverged(Exception):
     """A loss or gradient that is not finite. Deterministic, so it is recorded and never tried again."""
 

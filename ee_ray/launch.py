@@ -1,10 +1,11 @@
 """Prepare a sweep's data and train what its search asks for, here or on Ray: what `ee-ray run` and notebooks have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
@@ -19,6 +20,8 @@ from ee_ray.progress import noting, watching
 from ee_ray.propose import beyond_budget
 from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
+
+TRACKERS = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # and the package that brings each
 
 
 def prepare(sweep: Sweep, log: Log, workers: Workers | None = None) -> None:
@@ -44,11 +47,13 @@ def train(
     local: bool,
     log: Log,
     on_connect: Callable[[], None] = lambda: None,
+    trackers: Sequence[str] = (),
     on_loss: Callable[[str], None] = lambda what: None,
 ) -> tuple[Ledger, str | None]:
     """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it, if one did.
 
     on_connect: called when Ray has started, which puts its own signal handlers in place.
+    trackers: "mlflow", "wandb": who is told of trials besides.
     on_loss: called with what has ended as soon as the cluster is lost, in any thread: a call to Ray may then not come back.
 
     Raises:
@@ -57,6 +62,7 @@ def train(
     """
     if address and local:
         raise UserError("--address and --local exclude each other")
+    _check_trackers(trackers, local)
     prepare(sweep, log)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
@@ -79,8 +85,17 @@ def train(
     if local:
         stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
     else:
-        stopped = _on_ray(sweep, ledger, address, watch, on_connect, on_loss)
+        stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log, on_loss)
     return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
+
+
+def _check_trackers(names: Sequence[str], local: bool) -> None:
+    """Raises UserError: a tracker's package is not installed, or there will be no Tune to tell it."""
+    problems = [f"--track {name}: the package {name} is not installed: pip install {package}" for name, package in TRACKERS.items() if name in names and find_spec(name) is None]  # fmt: skip
+    if names and local:
+        problems.append("--track goes through Ray Tune, which --local does without: leave one of them out")
+    if problems:
+        raise UserError(problems)
 
 
 def _on_ray(
@@ -89,6 +104,8 @@ def _on_ray(
     address: str | None,
     watch: Any,
     on_connect: Callable[[], None],
+    trackers: Sequence[str],
+    log: Log,
     on_loss: Callable[[str], None],
 ) -> str | None:
     prepare_ray(address)
@@ -98,12 +115,10 @@ def _on_ray(
         heavy = background.submit(import_module, "ee_ray.run")
         with cluster.connected(address) as dashboard:
             on_connect()
-            needed = cluster.ports()
+            needed, shown = cluster.ports(), partial(watch, ray_dashboard=dashboard)
             try:
                 with watched(needed, on_loss):
-                    stopped: str | None = heavy.result().run_on_ray(
-                        sweep, ledger, partial(watch, ray_dashboard=dashboard)
-                    )
+                    stopped: str | None = heavy.result().run_on_ray(sweep, ledger, shown, trackers, log.alarm)
                     return stopped
             except (Exception, KeyboardInterrupt) as error:
                 if what := gone(needed):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ee_ray.errors import UserError
 from ee_ray.fold import fold
+from ee_ray.store import Store
 
 
 class Log:
@@ -54,7 +55,7 @@ class _Kept:
     """The file of a log. What a full disk does not take is not kept, and ends nothing: it was said all the same."""
 
     def __init__(self, path: Path):
-        self._file = path.open("xb", buffering=0)
+        self._file, self.name = path.open("xb", buffering=0), str(path)
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -70,12 +71,22 @@ class _Kept:
 
 
 @contextmanager
-def keeping(folder: Path, quiet: bool = False) -> Iterator[Log]:
-    """A log that is kept in `folder` under the time at which it begins, with the command, and how it ended.
+def _shared_at_end(store: Store, path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(UserError):  # a store that is away: whoever worked says so
+            store.kept(path)
+
+
+@contextmanager
+def keeping(store: Store, sweep: str, quiet: bool = False) -> Iterator[Log]:
+    """A log that the store keeps of a sweep, under the time at which it begins, with the command, and how it ended.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    folder = store.logs(sweep)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +94,7 @@ def keeping(folder: Path, quiet: bool = False) -> Iterator[Log]:
         file = _Kept(folder / f"{stamp}{f'-{number}' if number else ''}.log")
     except OSError as error:
         raise UserError(f"{folder}: no log can be kept there: {error.strerror}") from error
-    with closing(file):
+    with _shared_at_end(store, Path(file.name)), closing(file):
         log = Log(quiet, file)
         log.keep(
             f"{' '.join(sys.argv)}; ee_ray {version('ee-ray')}, Python {platform.python_version()}, {platform.node()}"
