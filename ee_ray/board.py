@@ -96,6 +96,10 @@ class Board:
         parents = ((entry, entry.order.stage.parent) for entry in self._entries.values() if entry.state == "waiting")
         return [e.order.stage.key for e, parent in parents if parent is None or self._entries[parent].state == "done"]
 
+    def is_asked(self) -> bool:
+        """Whether any stage was ever asked for."""
+        return bool(self._entries)
+
     def is_settled(self) -> bool:
         """Whether every stage that was asked for is done or has failed."""
         return all(entry.state in ("done", "failed") for entry in self._entries.values())

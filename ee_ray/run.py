@@ -94,10 +94,13 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     board = ray.remote(num_cpus=0, resources=ON_HEAD)(Board).options(name=name, namespace=NAMESPACE).remote()
     job = _job(sweep)
     search = open_search(job, ledger)
+    # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
+    trials = slots + 1
     with (
         watch(lambda: ray.get(board.snapshot.remote()) | search.so_far()),
-        running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
+        running_slots(
+            sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train", search.first(trials)
+        ),
     ):
-        # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
-        search_on_ray(job, search, name, slots + 1, folder / "tune")
+        search_on_ray(job, search, name, trials, folder / "tune")
     return search.overran

@@ -132,6 +132,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         busy = self.lost.union(self.running.values())
         return [point for point in self.decision.outstanding if point not in busy]
 
+    def first(self, trials: int) -> list[str]:
+        """Stages of the next trials that need nothing but a slot."""
+        stages = distinct([self.job.trial(self.parameters(point)) for point in self.queue()[:trials]])
+        here = {key for key in stages if self.store.record(key)}
+        return [key for key, stage in stages.items() if key not in here and (not stage.parent or stage.parent in here)]
+
     def ends(self) -> bool:
         """No further trial begins: the search has enough, time is spent, or a round cannot be completed."""
         self.overran = self.overran or self.overrun()
