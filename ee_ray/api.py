@@ -61,7 +61,7 @@ def run(sweep: Sweep, address: str | None = None, local: bool = False, quiet: bo
         UserError: something that can be mended: data, model, resources.
     """
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         return train(sweep, address, local, log)[0].rows
 
 

@@ -46,7 +46,9 @@ def main() -> None:
     """Find the split of scarce target data between pretraining and post-training that survives fine-tuning."""
 
 
-_storage = click.option("--storage", default="store", show_default=True, help="The store: a directory.")
+_storage = click.option(
+    "--storage", default="store", show_default=True, help="The store: a directory, or s3://BUCKET/PREFIX."
+)
 
 
 def _specs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -131,7 +133,7 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     _catch()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
         if address:
             _prepare_on_ray(sweep, address, log)
         else:
@@ -145,6 +147,8 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
 def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
+    if not sweep.store.items.is_shared:
+        raise UserError(f"--address {address}: workers of a cluster pack into a directory that all of them see, and {sweep.store.place} is none: without --address the cores of this machine pack")  # fmt: skip
     prepare_ray(address)
     from ee_ray.cluster import connected
     from ee_ray.launch import prepare
@@ -158,8 +162,9 @@ def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
 @_sweep_command
 @click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
 @click.option("--local", is_flag=True, help="Train in this process, without Ray.")
+@click.option("--track", "trackers", type=click.Choice(["mlflow", "wandb"]), multiple=True, help="Tell a tracker of each trial, too.")  # fmt: skip
 @_quiet
-def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) -> None:
+def run(spec: str, storage: str, address: str | None, local: bool, trackers: tuple[str, ...], quiet: bool) -> None:
     """Run or resume SPEC; print the verdict and write the report."""
     from ee_ray.log import keeping
     from ee_ray.sweep import open_sweep
@@ -167,16 +172,28 @@ def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) 
     started = time.monotonic()
     sweep = open_sweep(spec, storage)
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name), quiet) as log:
-        ledger, stopped = _train(sweep, address, local, log)
+    with keeping(sweep.store, sweep.spec.name, quiet) as log:
+        ledger, stopped = _train(sweep, address, local, log, trackers)
+        _sample(sweep, ledger, log)
         _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
 
-def _train(sweep: Any, address: str | None, local: bool, log: Any) -> tuple[Any, str | None]:
+def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tuple[str, ...] = ()) -> tuple[Any, str | None]:  # fmt: skip
     from ee_ray.launch import train
 
     _catch()
-    return train(sweep, address, local, log, on_connect=_catch)  # Ray puts handlers of its own in place
+    return train(sweep, address, local, log, _catch, trackers)  # Ray puts handlers of its own in place
+
+
+QUICK_PARAMETERS = 30_000_000  # whose samples two cores take in seconds
+
+
+def _sample(sweep: Any, ledger: Any, log: Any) -> None:
+    """Samples for the report, of a small model; what may go wrong with them is no failure of the run."""
+    try:
+        import_module("ee_ray.samples").take_samples(sweep, ledger, QUICK_PARAMETERS)
+    except Exception as error:
+        log.say(f"no samples of text: {error}")
 
 
 def _catch() -> None:
@@ -221,7 +238,7 @@ def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
         log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
-        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.root} --local")
+        log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
 
 
 @_sweep_command
@@ -241,7 +258,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     sweep = open_sweep(spec, storage)
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
-    with keeping(sweep.store.logs(sweep.spec.name)) as log:
+    with keeping(sweep.store, sweep.spec.name) as log:
         _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
@@ -326,7 +343,7 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
-        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.root, found)))
+        click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
             return
         time.sleep(2)
@@ -334,8 +351,9 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
 
 @_sweep_command
 @click.option("--images", is_flag=True, help="Also each figure as PNG and SVG; a browser must be installed.")
+@click.option("--samples", is_flag=True, help="Also how stages go on with held-out text; loads their weights.")
 @_json
-def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
+def report(spec: str, storage: str, images: bool, samples: bool, as_json: bool) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
@@ -344,6 +362,8 @@ def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
     browser = import_module("ee_ray.report.images").browser() if images else None
     sweep = open_sweep(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    if samples:
+        import_module("ee_ray.samples").take_samples(sweep, ledger)
     _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json, browser=browser)
 
 

@@ -11,6 +11,10 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class Unreachable(UserError):
+    """The store has not answered for longer than it is waited for. Nothing is wrong with the stage in hand."""
+
+
 class Diverged(Exception):
     """A loss or gradient that is not finite. Deterministic, so it is recorded and never tried again."""
 

@@ -8,7 +8,7 @@ A stage belongs to every recipe that it is part of, and to every sweep; its key 
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -64,14 +64,16 @@ def stage_names(trial: Trial) -> dict[str, str]:
     return named | {stage.key: f"3-finetune-lr{rate:g}" for rate, stage in trial.finetunes}
 
 
-def link_runs(store: Store, sweep: str, trials: Iterable[Trial], ladder: int, choices: int) -> Path:
-    """Link what is published of `trials` under the sweep's TensorBoard folder; returns that folder."""
+def link_runs(
+    store: Store, sweep: str, trials: Iterable[Trial], published: Container[str], ladder: int, choices: int
+) -> Path:
+    """Link what is `published` of `trials` under the sweep's TensorBoard folder; returns that folder."""
     folder = store.sweep(sweep) / "tensorboard"
     for trial in trials:
         here = folder / recipe_name(trial.point, ladder, choices)
         for key, name in stage_names(trial).items():
             link = here / f"{name}-{key[:KEY_DIGITS]}"
-            if (store.stage(key) / EVENTS).exists() and not link.is_symlink():
+            if key in published and not link.is_symlink() and store.file(key, EVENTS).exists():
                 here.mkdir(parents=True, exist_ok=True)
                 _link(link, Path(os.path.relpath(store.stage(key), here)))
     return folder

@@ -7,14 +7,11 @@ sweep loses nothing. Of a sweep that ran before sweeps were registered, what it 
 
 import itertools
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ee_ray.disk import Entry
 from ee_ray.errors import UserError
 from ee_ray.ledger import NOTES
 from ee_ray.plan import Point, build_trial, distinct
@@ -37,18 +34,12 @@ class Needed:
 
 @dataclass(frozen=True)
 class Garbage:
-    """One file or folder that can go: what it is, in words, and its size in bytes."""
+    """One item that can go: what it is, in words, and its size in bytes."""
 
     what: str
-    path: Path
+    kind: str
+    name: str
     bytes: int
-
-
-def size(path: Path) -> int:
-    """Bytes of the files under a path. Links are not followed."""
-    if path.is_symlink() or path.is_file():
-        return path.lstat().st_size
-    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
 def stages_of(spec: SweepSpec, data: dict[str, str]) -> set[str]:
@@ -65,17 +56,17 @@ def needed(store: Store) -> Needed:
         UserError: a registered sweep cannot be read, so that nobody knows what it needs.
     """
     found = Needed()
-    for folder in sorted(path for path in (store.root / "sweeps").glob("*") if path.is_dir()):
-        registered = store.read_sweep(folder.name, SPEC)
+    for name in store.sweeps():
+        registered = store.read_sweep(name, SPEC)
         if registered is None:
-            found.unregistered.append(folder.name)
-            found.stages |= set((store.read_sweep(folder.name, NOTES) or {}).get("found", []))
+            found.unregistered.append(name)
+            found.stages |= set((store.read_sweep(name, NOTES) or {}).get("found", []))
             continue
         try:
             spec, data = SweepSpec.model_validate_json(json.dumps(registered["spec"])), dict(registered["data"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / SPEC}: cannot be read by this version, so nothing can be called garbage: {' '.join(str(error).split())[:200]}") from None  # fmt: skip
-        found.sweeps.append(folder.name)
+            raise UserError(f"{store.items.where('sweeps', name)}/{SPEC}: cannot be read by this version, so nothing can be called garbage: {' '.join(str(error).split())[:200]}") from None  # fmt: skip
+        found.sweeps.append(name)
         found.stages |= stages_of(spec, data)
         found.models |= {data.pop("model")} if "model" in data else set()
         found.data |= set(data.values())
@@ -83,65 +74,41 @@ def needed(store: Store) -> Needed:
     return found
 
 
-def garbage(store: Store, keep: Needed, now: float) -> list[Garbage]:
-    """Everything that can go at `now`, the store's own time.
+def garbage(store: Store, keep: Needed) -> Iterator[Garbage]:
+    """Everything that can go now.
 
     What was touched in the last day may belong to a run that is only beginning, and stays, published stages apart.
     """
-    return [Garbage(what, path, size(path)) for what, path in (*_stages(store, keep), *_leftovers(store, keep, now))]
-
-
-def _stages(store: Store, keep: Needed) -> Iterator[tuple[str, Path]]:
-    for key in store.published():
-        if key in keep.stages:
-            continue
-        record = store.record(key)
-        assert record is not None
-        if record["sweep"] not in keep.unregistered:
-            yield f"stages of sweep {record['sweep']} that no sweep asks for", store.stage(key)
-
-
-def _leftovers(store: Store, keep: Needed, now: float) -> Iterator[tuple[str, Path]]:
     published = set(store.published())
 
-    def rested(folder: str, pattern: str, seconds: float = ABANDONED_SECONDS) -> list[Path]:
-        found = sorted((store.root / folder).glob(pattern))
-        return [path for path in found if now - path.lstat().st_mtime > seconds]
+    def rested(kind: str, seconds: float = ABANDONED_SECONDS) -> list[Entry]:
+        return [entry for entry in store.items.entries(kind) if entry.age > seconds]
 
-    for path in sorted((store.root / "work").glob("*")):
-        if path.name in published:
-            yield "states of stages that are published", path
-    for path in rested("work", "*"):
-        if path.name not in published | keep.stages:
-            yield "states of stages that no sweep asks for", path
-    for path in rested("stages", ".*.tmp"):
-        yield "abandoned drafts", path
-    for path in rested("data", "*.partial", GIVEN_UP_SECONDS):
-        yield "corpora half packed and left", path
-    for path in rested("leases", "*"):
-        yield "claims of the dead", path
+    for entry in store.items.entries("stages"):
+        if entry.name in published - keep.stages:
+            record = store.record(entry.name)
+            assert record is not None
+            if record["sweep"] not in keep.unregistered:
+                what = f"stages of sweep {record['sweep']} that no sweep asks for"
+                yield Garbage(what, "stages", entry.name, entry.bytes)
+        elif entry.name not in published and entry.age > ABANDONED_SECONDS:
+            yield Garbage("abandoned drafts", "stages", entry.name, entry.bytes)
+    for entry in store.items.entries("work"):
+        if entry.name in published:
+            yield Garbage("states of stages that are published", "work", entry.name, entry.bytes)
+        elif entry.name not in keep.stages and entry.age > ABANDONED_SECONDS:
+            yield Garbage("states of stages that no sweep asks for", "work", entry.name, entry.bytes)
+    for entry in rested("data", GIVEN_UP_SECONDS):
+        if entry.name.endswith(".partial"):
+            yield Garbage("corpora half packed and left", "data", entry.name, entry.bytes)
+    for entry in rested("leases"):
+        yield Garbage("claims of the dead", "leases", entry.name, entry.bytes)
     if keep.unregistered:
         return  # nobody knows what these read
-    kinds = {"data": keep.data, "models": keep.models, "tokenizers": keep.tokenizers}
-    for kind, names in kinds.items():
-        for path in rested(kind, "[!.]*"):
-            if path.name not in names and path.suffix != ".partial":
-                yield f"{kind} that no sweep reads", path
-
-
-def remove(store: Store, items: list[Garbage]) -> None:
-    """Take each away by one rename, so that nothing is ever half there, and then delete it. Links are not followed."""
-    for item in items:
-        away = store.root / "stages" / f".{item.path.name}.{uuid.uuid4().hex[:8]}.tmp"
-        away.parent.mkdir(exist_ok=True)
-        try:
-            os.rename(item.path, away)
-        except FileNotFoundError:
-            continue  # another has done it
-        if away.is_dir() and not away.is_symlink():
-            shutil.rmtree(away)
-        else:
-            away.unlink()
+    for kind, names in {"data": keep.data, "models": keep.models, "tokenizers": keep.tokenizers}.items():
+        for entry in rested(kind):
+            if entry.name not in names and not entry.name.startswith(".") and not entry.name.endswith(".partial"):
+                yield Garbage(f"{kind} that no sweep reads", kind, entry.name, entry.bytes)
 
 
 def clear(store: Store, delete: bool) -> dict[str, Any]:
@@ -150,18 +117,21 @@ def clear(store: Store, delete: bool) -> dict[str, Any]:
     Raises:
         UserError: there is no store.
     """
-    if not (store.root / "store.json").exists():
-        raise UserError(f"storage {store.root}: is no store yet")
-    keep, total = needed(store), size(store.root)
-    found = garbage(store, keep, store.clock())
+    if not store.exists:
+        raise UserError(f"storage {store.place}: is no store yet")
+    keep, total = needed(store), store.items.total()
+    found = list(garbage(store, keep))
     if delete:
-        remove(store, found)
+        for item in found:
+            store.items.remove(item.kind, item.name)
     return {
         "schema": 1,
-        "store": str(store.root),
+        "store": store.place,
         "bytes": total,
         "garbage_bytes": sum(item.bytes for item in found),
-        "garbage": [{"what": item.what, "path": str(item.path), "bytes": item.bytes} for item in found],
+        "garbage": [
+            {"what": item.what, "path": store.items.where(item.kind, item.name), "bytes": item.bytes} for item in found
+        ],
         "sweeps": keep.sweeps,
         "unregistered": keep.unregistered,
         "deleted": delete,

@@ -4,7 +4,7 @@
 
 The newest generation counts. Claims are only ever added, by a creation that one of many can make, so that two never hold
 the same one; to take over from a dead holder is to add the next. Ages are taken by the store's clock alone, that of the
-disk, so that hosts may disagree about the time. Whoever trains holds a claim and waits for nothing; whoever waits holds
+disk or of the bucket's server, so that hosts may disagree about the time. Whoever trains holds a claim and waits for nothing; whoever waits holds
 none: no mix of runs can lock up. A holder that was slow and has lost its claim does no harm: what it publishes is the
 same, and the first to publish wins.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ee_ray.board import Order
+from ee_ray.errors import Unreachable
 from ee_ray.identity import Stage
 from ee_ray.store import Store
 
@@ -65,48 +66,53 @@ def _has_ended(machine: str, pid: int) -> bool:
 
 def newest(store: Store, key: str) -> Claim | None:
     """The claim to a stage, if there is one."""
-    generations = [int(path.suffix[1:]) for path in store.leases.glob(f"{key}.*")]
-    if not generations:
+    entries = {int(entry.name.rpartition(".")[2]): entry for entry in store.claims(key)}
+    if not entries:
         return None
-    path = store.leases / f"{key}.{max(generations)}"
-    try:
-        changed = path.stat().st_mtime
-        said = json.loads(path.read_text())
-        holder, ended = said["holder"], _has_ended(said["machine"], said["pid"])
-    except FileNotFoundError:
+    entry = entries[max(entries)]
+    content = store.read_claim(entry.name)
+    if content is None:
         return None  # released meanwhile
+    try:
+        said = json.loads(content)
+        holder, ended = said["holder"], _has_ended(said["machine"], said["pid"])
     except (ValueError, KeyError, TypeError):
         holder, ended = "", False  # being written
-    return Claim(max(generations), holder, store.clock() - changed, ended)
+    return Claim(max(entries), holder, entry.age, ended)
 
 
 def any_free(store: Store, keys: Iterable[str], holder: str) -> bool:
     """Whether `holder` could train one of these stages now."""
-    return any(is_free(newest(store, key), holder) for key in keys)
+    keys = list(keys)
+    claimed = {entry.name.rpartition(".")[0] for entry in store.claims()} if keys else set()
+    return any(key not in claimed or is_free(newest(store, key), holder) for key in keys)
 
 
 class Lease:
     """A claim that this process holds, until `release` or its death. Not at hand if the stage was `published` before."""
 
-    def __init__(self, store: Store, stage: Stage, path: Path):
-        self._path, self._done = path, threading.Event()
+    def __init__(self, store: Store, stage: Stage, generation: int):
+        self._store, self._key, self._generation = store, stage.key, generation
+        self._done = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         self.published = store.find(stage.key, stage.identity.payload()) is not None
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             try:
-                os.utime(self._path)  # the disk's own time, not this host's
-            except OSError:
-                continue  # a disk that is away: the claim ages, and may be lost
+                self._store.renew_claim(_name(self._key, self._generation))
+            except (OSError, Unreachable):
+                continue  # a store that is away: the claim ages, and may be lost
 
     def release(self) -> None:
         """Free the stage, and clear the claims of those who died with it."""
         self._done.set()
-        key, generation = self._path.stem, int(self._path.suffix[1:])
-        for path in self._path.parent.glob(f"{key}.*"):
-            if int(path.suffix[1:]) <= generation:
-                path.unlink(missing_ok=True)
+        mine = [(entry.name, int(entry.name.rpartition(".")[2])) for entry in self._store.claims(self._key)]
+        self._store.delete_claims(name for name, generation in mine if generation <= self._generation)
+
+
+def _name(key: str, generation: int) -> str:
+    return f"{key}.{generation}"
 
 
 def claim(store: Store, stage: Stage, holder: str) -> Lease | None:
@@ -114,15 +120,11 @@ def claim(store: Store, stage: Stage, holder: str) -> Lease | None:
     found = newest(store, stage.key)
     if not is_free(found, holder):
         return None
-    path = store.leases / f"{stage.key}.{found.generation + 1 if found else 1}"
-    path.parent.mkdir(exist_ok=True)
-    try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
+    generation = found.generation + 1 if found else 1
+    said = {"holder": holder, "machine": _machine(), "pid": os.getpid()}
+    if not store.create_claim(_name(stage.key, generation), json.dumps(said).encode()):
         return None  # another was first
-    with os.fdopen(file, "w") as out:
-        json.dump({"holder": holder, "machine": _machine(), "pid": os.getpid()}, out)
-    return Lease(store, stage, path)
+    return Lease(store, stage, generation)
 
 
 def claim_next(

@@ -1,6 +1,6 @@
 """The sweep as its store has it: every trial's losses, and what the search would do next. Reads, never trains."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,9 @@ def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str,
     return rows
 
 
-def failure_of(store: Store, trial: Trial) -> dict[str, dict[str, Any]]:
-    """Evidence of the trial's failed stages. A stage that was published since has none."""
-    found = {key: store.failure(key) for key in distinct([trial])}
+def failure_of(store: Store, trial: Trial, failed: Container[str]) -> dict[str, dict[str, Any]]:
+    """Evidence of those of the trial's stages that have `failed`. A stage that was published since has none."""
+    found = {key: store.failure(key) for key in distinct([trial]) if key in failed}
     return {key: evidence for key, evidence in found.items() if evidence}
 
 
@@ -106,6 +106,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, dict[str, Any]] = {}
     results: dict[Point, float | None] = {}
+    published, all_failed = set(store.published()), store.failed()
     found, rounds = recall(spec, data, store)
     prices = Prices(spec, data, found)
     noted = [point for points in rounds.values() for point in points]
@@ -114,9 +115,9 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
         for point in fresh:
             trial = trials[point] = build_trial(spec, data, point)
             for key, stage in distinct([trial]).items():
-                if key not in records and (record := store.find(key, stage.identity.payload())):
+                if key in published and key not in records and (record := store.find(key, stage.identity.payload())):
                     records[key] = record
-            failed = failure_of(store, trial)
+            failed = failure_of(store, trial, all_failed)
             failures |= failed
             rows[point] = trial_rows(spec, trial, records)
             done, value = settled(spec, trial, records, failed)

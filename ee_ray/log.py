@@ -4,7 +4,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ee_ray.errors import UserError
 from ee_ray.fold import fold
+from ee_ray.store import Store
 
 
 class Log:
@@ -52,12 +53,22 @@ class Log:
 
 
 @contextmanager
-def keeping(folder: Path, quiet: bool = False) -> Iterator[Log]:
-    """A log that is kept in `folder` under the time at which it begins, with the command, and how it ended.
+def _shared_at_end(store: Store, path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(UserError):  # a store that is away: whoever worked says so
+            store.kept(path)
+
+
+@contextmanager
+def keeping(store: Store, sweep: str, quiet: bool = False) -> Iterator[Log]:
+    """A log that the store keeps of a sweep, under the time at which it begins, with the command, and how it ended.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    folder = store.logs(sweep)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +76,7 @@ def keeping(folder: Path, quiet: bool = False) -> Iterator[Log]:
         file = (folder / f"{stamp}{f'-{number}' if number else ''}.log").open("x")
     except OSError as error:
         raise UserError(f"{folder}: no log can be kept there: {error.strerror}") from error
-    with file:
+    with _shared_at_end(store, Path(file.name)), file:
         log = Log(quiet, file)
         log.keep(
             f"{' '.join(sys.argv)}; ee_ray {version('ee-ray')}, Python {platform.python_version()}, {platform.node()}"

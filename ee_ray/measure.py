@@ -35,7 +35,7 @@ def tokens_per_second(sweep: Sweep, ledger: Ledger, seconds: float) -> float:
     torch.set_num_threads(execution.cpus_per_worker)
     device = torch.device("cuda" if execution.gpus_per_worker else "cpu")
     stage = next(stage for stage in distinct(ledger.trials).values() if stage.kind == "pretrain").identity
-    pools = [pool for part in stage.parts if (pool := open_packed(sweep.store.data(part.data)))]
+    pools = [pool for part in stage.parts if (pool := open_packed(sweep.store.corpus(part.data)))]
     model: nn.Module = load_model(sweep.store, stage, pools[0].vocab_size, checks=True)
     model.to(device)
     began = time.monotonic()

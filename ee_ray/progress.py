@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ee_ray.errors import UserError
 from ee_ray.store import Store
 
 REFRESH_SECONDS = 1.0
@@ -129,4 +130,5 @@ def noting(store: Store, sweep: str, snapshot: Snapshot, ray_dashboard: str | No
         with repeatedly(keep, lambda error: None):
             yield
     finally:
-        (store.sweep(sweep) / LIVE).unlink(missing_ok=True)
+        with suppress(UserError):  # a store that is away: whoever worked says so
+            store.clear_sweep(sweep, LIVE)

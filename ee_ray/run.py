@@ -1,7 +1,7 @@
 """Run or resume a sweep: on Ray, or in this process. What is published already is never trained again."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import sleep
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from ee_ray.board import Board
 from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, slots_that_fit
-from ee_ray.errors import Diverged, UserError
+from ee_ray.errors import Diverged, Unreachable, UserError
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
@@ -20,6 +20,7 @@ from ee_ray.runner import IDLE_SECONDS, evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
+from ee_ray.trackers import Tracked
 from ee_ray.world import World
 
 Watch = Callable[[Callable[[], dict[str, Any]]], Any]
@@ -39,7 +40,7 @@ def check_model(sweep: Sweep) -> None:
 
 
 def _job(sweep: Sweep) -> Job:
-    return Job(sweep.spec, sweep.data, str(sweep.store.root))
+    return Job(sweep.spec, sweep.data, sweep.store.place)
 
 
 def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
@@ -67,6 +68,8 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
             try:
                 run_stage(sweep.store, order, world, partial(board.progress, key))
                 board.done("local", key)
+            except Unreachable:
+                raise
             except Exception as error:
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
             finally:
@@ -79,8 +82,12 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     return search.overran
 
 
-def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
+def run_on_ray(
+    sweep: Sweep, ledger: Ledger, watch: Watch, trackers: Sequence[str], say: Callable[[str], None]
+) -> str | None:
     """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected.
+
+    trackers: who is told of trials besides (trackers.py); `say` hears of one that fails.
 
     Returns:
         the budget of time that ended the search, if one did.
@@ -102,5 +109,6 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
             sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train", search.first(trials)
         ),
     ):
-        search_on_ray(job, search, name, trials, folder / "tune")
+        told = [Tracked(each, job, say) for each in trackers]
+        search_on_ray(job, search, name, trials, folder / "tune", told)
     return search.overran

@@ -157,7 +157,7 @@ def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, f
     config = {
         "board": board,
         "slot": slot,
-        "store": str(store.root),
+        "store": store.place,
         "threads": execution.cpus_per_worker,
         "parallel": execution.parallel,
     }

@@ -7,7 +7,7 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
@@ -37,6 +37,8 @@ from ee_ray.store import Store
 
 POLL_SECONDS = 0.25
 METRIC = "objective"
+LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
+STUDY = "optuna.journal"
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,11 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         )
         self._tell_known()
         unlink_removed(self.store, job.spec.name)
-        self._show(ledger.trials)
+        self._show(ledger.trials, ledger.records)
 
-    def _show(self, trials: list[Trial]) -> None:
+    def _show(self, trials: list[Trial], published: Container[str]) -> None:
         """Link the published stages of trials where TensorBoard finds them by recipe."""
-        link_runs(self.store, self.spec.name, trials, self.spec.search.ladder, len(self.spec.choices))
+        link_runs(self.store, self.spec.name, trials, published, self.spec.search.ladder, len(self.spec.choices))
 
     def _tell_known(self) -> None:
         """Bring the study up to the ledger: trials that died with an earlier run fail, results it lacks are added."""
@@ -198,6 +200,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.names = dict.fromkeys(distinct([self.job.trial(config)]), name) | self.names
         return config
 
+    def _describe(self, trial_id: str, point: Point, result: Mapping[str, Any]) -> None:
+        """Note with Optuna's trial what people look for beside its parameters: lambda and the four losses."""
+        said = {"lambda": point.level / self.spec.search.ladder, **{name: result[name] for name in LOSSES if name in result}}  # fmt: skip
+        for name, value in said.items():
+            self._ot_trials[trial_id].set_user_attr(name, value)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: a trial reports once, at its end."""
 
@@ -210,15 +218,17 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         else:
             self.lost.add(point)
         trial = self.job.trial(self.parameters(point))
-        self._show([trial])
-        for key in distinct([trial]):
-            if record := self.store.record(key):
-                self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
-                self.tokens[key] = record["tokens"]
+        records = {key: record for key in distinct([trial]) if (record := self.store.record(key))}
+        self._show([trial], records)
+        for key, record in records.items():
+            self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
+            self.tokens[key] = record["tokens"]
+        self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
         self.answer = self._answer()
         note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+        self.store.kept(self.store.sweep(self.spec.name) / STUDY)
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
@@ -233,9 +243,10 @@ def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     """The search as the ledger has it, over a journal that optuna-dashboard can read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = Store(job.storage).sweep(job.spec.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+    store = Store(job.storage)
+    path = store.brought(store.sweep(job.spec.name) / STUDY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(path)))
     return LadderSearch(job, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 
 
@@ -248,7 +259,7 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     rows = trial_rows(job.spec, trial, records)
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
-    told: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ret", "L_ft", "L_pre") if name in row}
+    told: dict[str, Any] = {name: row[name] for name in LOSSES if name in row}
     return {METRIC: math.nan if value is None else value, **told, "failed_stages": len(failures), "settled": done}
 
 
@@ -273,7 +284,9 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     tune.report(_report(job, trial, failures))
 
 
-def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path) -> None:
+def search_on_ray(
+    job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path, callbacks: list[tune.Callback]
+) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     name = partial(_trial_name, job.spec.search.ladder)
@@ -291,6 +304,7 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
             name=folder.name,
             storage_path=str(folder.parent),
             verbose=0,
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=3),
         ),
     ).fit()

@@ -36,9 +36,9 @@ ASKED_STEPS = 10
 
 
 def _open(store: Store, fingerprint: str) -> Packed:
-    packed = open_packed(store.data(fingerprint))
+    packed = open_packed(store.corpus(fingerprint))
     if packed is None:
-        raise FileNotFoundError(f"prepared data {fingerprint} is not in {store.root}")
+        raise FileNotFoundError(f"prepared data {fingerprint} is not in {store.place}")
     return packed
 
 
@@ -79,7 +79,7 @@ def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExec
     """State is written by rank 0, in the background, every `checkpoint_steps`, and every `checkpoint_seconds` unless the
     last one is still being written. Where weights are sharded all workers must collect: they ask rank 0's clock every
     ASKED_STEPS."""
-    stage, folder = order.stage.identity, store.work(order.stage.key)
+    stage, folder = order.stage.identity, store.states(order.stage.key)
     step = _from_rank_zero(newest_state(folder) if world.rank == 0 else 0, world)
     last, writing = time.monotonic(), None
 
@@ -99,11 +99,16 @@ def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExec
         if world.rank == 0:
             if writing:
                 writing.result()
-            writing = background.submit(write_state, folder, step, tensors, facts)
+            writing = background.submit(_write, store, order.stage.key, step, tensors, facts)
             last = time.monotonic()
 
-    start = load_file(store.stage(stage.parent) / OPTIMIZER) if stage.parent and stage.course.begin else None
+    start = load_file(store.file(stage.parent, OPTIMIZER)) if stage.parent and stage.course.begin else None
     return Keeper(start, read_state(folder, step) if step else None, save)
+
+
+def _write(store: Store, key: str, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    write_state(store.work(key), step, tensors, facts)
+    store.share_states(key)
 
 
 def _from_rank_zero(value: int, world: World) -> int:

@@ -121,23 +121,28 @@ def prepare(sweep: Sweep, progress: Callable[[str, int], None], workers: Workers
     """
     sweep.store.create()
     if folder := _checkpoint(sweep.spec, sweep.path):
-        pretrained.adopt(folder, sweep.store.model(sweep.data["model"]))
+        place = sweep.store.model(sweep.data["model"])
+        pretrained.adopt(folder, place)
+        sweep.store.publish_made(place)
     try:
         encoding = tokenizer.bring(sweep.spec, sweep.folder, sweep.tokenizer)
+        sweep.store.publish_made(sweep.tokenizer)
     except UserError as error:
         raise UserError(f"{sweep.path}: {problem}" for problem in error.problems) from None
     packed, problems = {}, []
     for role in ROLES:
         try:
+            place = sweep.store.data(sweep.data[role])
             packed[role] = sweep.packed(role) or pack(
                 sweep.source(role),
                 sweep.folder,
                 sweep.identities[role],
-                sweep.store.data(sweep.data[role]),
+                place,
                 encoding,
                 partial(progress, role),
                 workers or processes(cores()),
             )
+            sweep.store.publish_made(place)
         except UserError as error:
             problems += [f"{sweep.path}: data.{role}: {problem}" for problem in error.problems]
     if problems:

@@ -1,6 +1,5 @@
 """What `plan` and `status` tell people: text of what the quotation and the ledger hold."""
 
-from pathlib import Path
 from typing import Any
 
 from ee_ray.ledger import Ledger
@@ -70,7 +69,7 @@ def state(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def status_text(name: str, store: Path, state: dict[str, Any]) -> str:
+def status_text(name: str, store: str, state: dict[str, Any]) -> str:
     """The same in one sentence."""
     stages, trials, tokens = state["stages"], state["trials"], state["tokens"]
     failed = f", {stages['failed']} failed" if stages["failed"] else ""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ee_ray.data.pack import damage
+from ee_ray.data.pack import digests
 from ee_ray.errors import UserError
 from ee_ray.ledger import read_ledger
 from ee_ray.report.summary import summarize
@@ -18,7 +18,8 @@ def _data_problems(sweep: Sweep, role: str) -> list[str]:
     if sweep.packed(role) is None:
         return [f"data.{role}: {sweep.data[role]} is not prepared"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    problems = [f"data.{role}: {problem}" for problem in damage(folder)]
+    damage = sweep.store.data_damage(sweep.data[role], digests(manifest))
+    problems = [f"data.{role}: {sweep.data[role]}: {problem}" for problem in damage]
     if manifest["identity"] != sweep.identities[role]:
         problems.append(f"data.{role}: {sweep.data[role]} was prepared from something else")
     return problems
@@ -51,7 +52,7 @@ def find_key(store: Store, key: str) -> dict[str, Any]:
     """
     found = [name for name in store.published() if name.startswith(key)]
     if len(found) != 1:
-        raise UserError(f"{key}: {'no published stage has' if not found else f'{len(found)} published stages have'} a key that starts so in {store.root}")  # fmt: skip
+        raise UserError(f"{key}: {'no published stage has' if not found else f'{len(found)} published stages have'} a key that starts so in {store.place}")  # fmt: skip
     record = store.record(found[0])
     assert record is not None
     return record

@@ -10,13 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 from hypothesis import settings
+from s3 import Server, serving
 
 from ee_ray.cli import main
 from ee_ray.store import Store
@@ -99,11 +101,11 @@ def ee_ray(*arguments: object, cwd: Path, timeout: float = 240) -> subprocess.Co
 
 
 class Place:
-    """A folder in which a sweep is run by the command line, as people do it."""
+    """A folder in which a sweep is run by the command line, as people do it; `storage`: the store, if it is elsewhere."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.store = Store(folder / "store")
+    def __init__(self, folder: Path, storage: str | None = None):
+        self.folder, self.storage = folder, storage
+        self.store = Store(storage or folder / "store")
 
     def write(self, file: str = "tiny.yaml", **changes: object) -> str:
         (self.folder / file).write_text(yaml.safe_dump(tiny(**changes)))
@@ -111,8 +113,9 @@ class Place:
 
     def ee_ray(self, *arguments: object, status: int = 0) -> Result:
         """Run a command, in this process to spare 9 s of imports, and insist on its exit status."""
+        elsewhere = ["--storage", self.storage] if self.storage else []
         with contextlib.chdir(self.folder):
-            done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+            done = CliRunner().invoke(main, [*map(str, arguments), *elsewhere])
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == status, f"exit {done.exit_code}\n{done.stdout}\n{done.stderr}"
@@ -128,6 +131,31 @@ class Place:
         """What training gave, by stage: held-out losses and the hash of the weights. Equal means bit for bit."""
         records = [self.store.record(key) for key in self.store.published()]
         return {r["key"]: (r["losses"], r["sha256"]["weights.safetensors"]) for r in records}
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server with the bucket `stores`."""
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        server.client().create_bucket(Bucket="stores")
+        yield server
+
+
+@pytest.fixture
+def in_bucket(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a store that nobody has used; environment and mirror are this test's, and those of processes it starts."""
+    for name, value in {**s3.environment, "EE_RAY_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://stores/{uuid.uuid4().hex}/store"
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store of each kind."""
+    directory = request.param == "directory"
+    store = Store(tmp_path / "store" if directory else request.getfixturevalue("in_bucket"))
+    store.create()
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from botocore.exceptions import BotoCoreError
 from conftest import CORPORA
 
 from ee_ray.data import digests, sources
@@ -122,37 +118,14 @@ def test_places_that_hold_no_text_are_told(spread, source, message):
     assert message in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """The address of an S3 server, a process of its own, and a client; the environment is that of its users."""
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w+")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    saved = dict(os.environ)
-    try:
-        os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        os.environ["AWS_ENDPOINT_URL"] = address(Path(log.name))
-        client = boto3.client("s3")
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket="corpora")
-                break
-            except BotoCoreError:
-                time.sleep(0.1)
-        yield client
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
-        server.terminate()
-        server.wait()
-
-
-def address(log: Path) -> str:
-    for _ in range(200):
-        if (found := log.read_text().partition("Running on ")[2].split()) and found[0].startswith("http"):
-            return found[0]
-        time.sleep(0.1)
-    raise TimeoutError(log.read_text())
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """A client; the environment is that of users of the server."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    client = s3.client()
+    client.create_bucket(Bucket="corpora")
+    return client
 
 
 def test_a_bucket_gives_the_documents_and_the_identity_of_the_same_files_here(spread, bucket):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import Place
 
-from ee_ray.gc import size
+from ee_ray.disk import size
 
 
 def files(place: Place) -> set[str]:

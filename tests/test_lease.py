@@ -40,43 +40,45 @@ def test_a_claim_is_free_once_its_holder_is_dead_or_asks_again():
     assert is_free(Claim(1, "a", age=0.0, ended=True), "b")
 
 
-def test_one_holds_a_stage_until_it_is_released(store):
-    held = claim(store, STAGE, "a")
-    assert held and claim(store, STAGE, "b") is None
+def test_one_holds_a_stage_until_it_is_released(any_store):
+    held = claim(any_store, STAGE, "a")
+    assert held and claim(any_store, STAGE, "b") is None
     held.release()
-    assert newest(store, STAGE.key) is None
-    again = claim(store, STAGE, "b")
+    assert newest(any_store, STAGE.key) is None
+    again = claim(any_store, STAGE, "b")
     assert again and not again.published
     again.release()
 
 
-def test_what_was_published_meanwhile_is_said_with_the_lease(store):
-    publish(store)
-    held = claim(store, STAGE, "a")
+def test_what_was_published_meanwhile_is_said_with_the_lease(any_store):
+    publish(any_store)
+    held = claim(any_store, STAGE, "a")
     assert held.published
     held.release()
 
 
-def test_of_many_who_claim_at_once_one_gets_it(store):
+def test_of_many_who_claim_at_once_one_gets_it(any_store):
     code = "from ee_ray.lease import claim; import time; print(bool(claim(store, STAGE, str(os.getpid()))), flush=True); time.sleep(3)"  # fmt: skip
-    said = [racer.communicate()[0].strip() for racer in [elsewhere(code, store) for _ in range(5)]]
+    said = [racer.communicate()[0].strip() for racer in [elsewhere(code, any_store) for _ in range(5)]]
     assert sorted(said) == ["False"] * 4 + ["True"]
 
 
-def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(store):
+def test_a_holder_that_is_killed_on_this_machine_frees_its_stage_at_once(any_store):
     code = "from ee_ray.lease import claim; claim(store, STAGE, 'a'); print('held', flush=True); signal.pause()"
-    holder = elsewhere(code, store)
+    holder = elsewhere(code, any_store)
     assert holder.stdout.readline() == "held\n"
-    assert claim(store, STAGE, "b") is None
+    assert claim(any_store, STAGE, "b") is None
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert claim(store, STAGE, "b")
+    held = claim(any_store, STAGE, "b")
+    assert held
+    held.release()
 
 
 def of_another_host(store: Store) -> Path:
     """A claim whose process cannot be looked for here."""
-    store.leases.mkdir(exist_ok=True)
-    path = store.leases / f"{STAGE.key}.3"
+    (store.root / "leases").mkdir(exist_ok=True)
+    path = store.root / "leases" / f"{STAGE.key}.3"
     path.write_text('{"holder": "far", "machine": "another", "pid": 1}')
     return path
 
@@ -90,13 +92,13 @@ def test_a_holder_elsewhere_is_dead_after_six_beats_were_missed_by_the_clock_of_
     held = claim(store, STAGE, "b")
     assert held and newest(store, STAGE.key).generation == 4
     held.release()
-    assert list(store.leases.iterdir()) == [], "the dead one's claim went with it"
+    assert list((store.root / "leases").iterdir()) == [], "the dead one's claim went with it"
 
 
 def test_a_claim_is_kept_alive_as_long_as_it_is_held(store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
     held = claim(store, STAGE, "a")
-    path = store.leases / f"{STAGE.key}.1"
+    path = store.root / "leases" / f"{STAGE.key}.1"
     os.utime(path, (0, 0))
     time.sleep(0.3)
     assert newest(store, STAGE.key).age < DEAD_SECONDS
@@ -117,7 +119,7 @@ def test_losing_a_claim_does_no_harm(store):
     """A slow holder comes back after its stage was taken over and published: it publishes nothing, and frees nothing."""
     slow = claim(store, STAGE, "slow")
     then = store.clock() - DEAD_SECONDS - 1
-    os.utime(store.leases / f"{STAGE.key}.1", (then, then))
+    os.utime(store.root / "leases" / f"{STAGE.key}.1", (then, then))
     quick = claim(store, STAGE, "quick")
     slow.release()
     assert newest(store, STAGE.key).holder == "quick"

@@ -5,7 +5,6 @@ first of the next window. So a budget of w windows trains exactly w * sequence_l
 stream: windows run across them.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,22 +125,10 @@ def open_packed(folder: Path) -> Packed | None:
     return Packed(folder, *(manifest[name] for name in names), *counts)
 
 
-def damage(folder: Path) -> list[str]:
-    """Files of a prepared corpus that are missing, or not what the manifest says."""
-    problems = []
-    for shard in json.loads((folder / "manifest.json").read_text())["shards"]:
-        for stream, digest in shard["sha256"].items():
-            path = folder / shard_file(stream, shard["number"])
-            if not path.exists():
-                problems.append(f"{path} is missing")
-            elif file_sha256(path) != digest:
-                problems.append(f"{path} does not match its hash")
-    return problems
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of each shard of a prepared corpus, by the name of its file."""
+    shards = [(shard["number"], shard["sha256"]) for shard in manifest["shards"]]
+    return {shard_file(stream, number): found[stream] for number, found in shards for stream in found}
 
 
 def roles_of(spec: SweepSpec) -> dict[str, Source]:

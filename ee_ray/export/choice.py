@@ -67,7 +67,7 @@ def named(sweep: Sweep, ledger: Ledger, start: str) -> Chosen:
     found = [key for key in sweep.store.published() if key.startswith(start)]
     if len(found) != 1:
         several = f": {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else ""
-        raise UserError(f"--key {start}: {len(found) or 'no'} published stages of {sweep.store.root} have a key that starts so{several}")  # fmt: skip
+        raise UserError(f"--key {start}: {len(found) or 'no'} published stages of {sweep.store.place} have a key that starts so{several}")  # fmt: skip
     users = [trial.point for trial in ledger.trials if any(stage.key == found[0] for stage in trial.stages)]
     record = sweep.store.record(found[0])
     assert record is not None

@@ -44,7 +44,7 @@ def _chain(store: Store, key: str) -> list[dict[str, Any]]:
     while at:
         record = store.record(at)
         if record is None:
-            raise UserError(f"stage {at}: an ancestor of {key}, is not in {store.root}: ee-ray verify says what else")
+            raise UserError(f"stage {at}: an ancestor of {key}, is not in {store.place}: ee-ray verify says what else")
         records.insert(0, record)
         at = record["parent"]
     return records
@@ -60,7 +60,7 @@ def _manifests(sweep: Sweep, chain: list[dict[str, Any]]) -> dict[str, dict[str,
         fingerprint = used[role]
         path = store.data(fingerprint) / "manifest.json"
         if not path.exists():
-            raise UserError(f"data.{role}: {fingerprint} is no longer in {store.root}: ee-ray prepare brings it back")
+            raise UserError(f"data.{role}: {fingerprint} is no longer in {store.place}: ee-ray prepare brings it back")
         manifest = json.loads(path.read_text())
         mine = sweep.data[role] == fingerprint
         said = sweep.source(role).source if mine else json.dumps(manifest["identity"]["source"], sort_keys=True)
@@ -75,7 +75,9 @@ def _encoding(store: Store, identity: Any, packed: Packed) -> Encoding:
     try:
         end = json.loads((place / "encoding.json").read_text())["end"]
     except FileNotFoundError:
-        raise UserError(f"tokenizer {place.name} is no longer in {store.root}: ee-ray prepare brings it back") from None
+        raise UserError(
+            f"tokenizer {place.name} is no longer in {store.place}: ee-ray prepare brings it back"
+        ) from None
     return Encoding(str(place / "tokenizer.json"), end, packed.vocab_size)
 
 

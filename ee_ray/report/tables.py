@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from ee_ray.compare import Comparison, frontier_band
+from ee_ray.disk import size
 from ee_ray.frontier import frontiers
 from ee_ray.ledger import Ledger
 from ee_ray.plan import Point, distinct
@@ -210,13 +211,9 @@ def _stages(sweep: Sweep, ledger: Ledger) -> pd.DataFrame:
             "trained_by": record.get("sweep"), **{f"{part}_s": seconds.get(part) for part in ("setup", "train", "evaluate")},
             "tokens_per_s": record.get("tokens_per_s"), "workers": record.get("workers"), "device": record.get("device"),
             "host": record.get("host"), "finished": record.get("finished"),
-            "bytes": _bytes(sweep.store.stage(key)) if record else 0,
+            "bytes": record.get("bytes") or (size(sweep.store.stage(key)) if record else 0),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _training(sweep: Sweep, keys: list[str]) -> pd.DataFrame:
