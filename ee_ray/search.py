@@ -56,7 +56,7 @@ class Job:
         how = self.spec.execution
         stages = distinct([trial]).values()
         return [
-            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            Order(stage, self.spec.name, how.micro_batch_of(stage.kind), how.checkpoint_seconds, how.checkpoint_steps)
             for stage in stages
         ]
 
@@ -133,12 +133,6 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
     def queue(self) -> list[Point]:
         busy = self.lost.union(self.running.values())
         return [point for point in self.decision.outstanding if point not in busy]
-
-    def first(self, trials: int) -> list[str]:
-        """Stages of the next trials that need nothing but a slot."""
-        stages = distinct([self.job.trial(self.parameters(point)) for point in self.queue()[:trials]])
-        here = {key for key in stages if self.store.record(key)}
-        return [key for key, stage in stages.items() if key not in here and (not stage.parent or stage.parent in here)]
 
     def ends(self) -> bool:
         """No further trial begins: the search has enough, time is spent, or a round cannot be completed."""
@@ -237,7 +231,7 @@ def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
     workers: int = record["workers"]
-    return busy * workers * spec.execution.gpus_per_worker
+    return busy * workers * spec.execution.shape(record["kind"]).gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:

@@ -12,7 +12,6 @@ import pytest
 from conftest import CORPORA, Place, ray_environment
 from ray.train.torch import TorchTrainer
 
-from ee_ray.board import Board
 from ee_ray.ledger import read_ledger
 from ee_ray.runner import SlotTrainer
 from ee_ray.search import Job, LadderSearch, open_search
@@ -233,19 +232,6 @@ def test_gpu_hours_are_counted_once_a_stage_and_only_for_the_sweep_that_trained_
     assert search(trained * 1.01).overrun() is None
     assert "max_gpu_hours" in search(trained * 0.99).overrun()
     assert search(trained * 0.01, name="other").overrun() is None
-
-
-def test_slots_start_for_what_the_first_trials_ask_for(copy):
-    """Stages that are not published and whose parents are: what the board will have ready when those trials have asked."""
-    sweep = open_sweep(copy.folder / copy.write(search__max_trials=12), copy.folder / "store")
-    search = open_search(Job(sweep.spec, sweep.data, str(copy.store.root)), read_ledger(sweep.spec, sweep.data, copy.store))  # fmt: skip
-    assert search.queue()
-    for trials in (1, 2):
-        board = Board()
-        for point in search.queue()[:trials]:
-            trial = search.job.trial(search.parameters(point))
-            board.submit(search.job.orders(trial), copy.numbers())
-        assert sorted(search.first(trials)) == sorted(board.ready())
 
 
 def test_a_slot_starts_no_process_for_data_sets_and_all_else_that_ray_train_starts():
