@@ -153,6 +153,7 @@ def losses_figure(tables: Tables) -> go.Figure:
             _band(figure, curve["lambda"], curve, colour, showlegend=False, **group)
             figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": colour, "dash": dash}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>mean %{{y:.4f}}<extra></extra>", **group)  # fmt: skip
         _runs(figure, seen[seen["question"] == question], colour, 7, name=name, showlegend=not len(curve), **group)
+    figure.update_xaxes(range=[-0.04, 1.04])
     theirs = tables["paper_allocations"]
     for loss, symbol in (("L_im", "circle-open"), ("L_ret", "circle")) if len(theirs) else ():
         figure.add_scatter(x=theirs["lambda"], y=theirs[loss], mode="lines+markers", name=f"{loss}, the paper", line={"color": COLOURS[6], "dash": "dash", "width": 1}, marker={"symbol": symbol, "size": 9}, hovertemplate=f"the paper, figure 3<br>lambda %{{x}}<br>{loss} %{{y:.4f}}<extra></extra>")  # fmt: skip
@@ -254,7 +255,7 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
     colours = [KIND_COLOURS[kind] if state == "published" else "#c8c8c8" for kind, state in zip(stages["kind"], stages["state"], strict=True)]  # fmt: skip
     figure = go.Figure(
         go.Icicle(
-            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label",
+            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label", textfont={"color": INK},
             values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
             marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
             hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
