@@ -6,7 +6,6 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 """
 
 import math
-import threading
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from ee_ray.board import Board, Order
+from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
@@ -38,6 +37,7 @@ from ee_ray.store import Store
 
 POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few seconds
 METRIC = "objective"
+DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 STUDY = "optuna.journal"
 
@@ -97,7 +97,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.decision = ledger.decision
         self.noted: Rounds | None = None
         self.names: dict[str, dict[str, str]] = {}  # of the stages of each trial that runs, for people
-        self.answering, self.answer_due, self.answered = threading.Lock(), 0.0, -1
+        self.answer_due, self.answered = 0.0, -1
         self.answer: dict[str, Any] = {}
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
@@ -175,14 +175,13 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         The optimum takes a fit of all results, which grows with them: it is asked for by those who show it, and rests
         three times as long as it took. The search itself fits once a round.
         """
-        if self.answering.acquire(blocking=False):
+        began, results = time.monotonic(), len(self.results)
+        if results != self.answered and began >= self.answer_due:
+            self.answer_due = math.inf  # others who ask meanwhile get the one before
             try:
-                began, results = time.monotonic(), len(self.results)
-                if results != self.answered and began >= self.answer_due:
-                    self.answer, self.answered = self._answer(), results
-                    self.answer_due = time.monotonic() + 3 * (time.monotonic() - began)
+                self.answer, self.answered = self._answer(), results
             finally:
-                self.answering.release()
+                self.answer_due = time.monotonic() + 3 * (time.monotonic() - began)
         return {"names": dict(pair for names in list(self.names.values()) for pair in names.items()), **self.answer}
 
     def _answer(self) -> dict[str, Any]:
@@ -283,16 +282,19 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     board = ray.get_actor(board_name, NAMESPACE)
     trial = job.trial(config)
     keys = list(distinct([trial]))
-    ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+    states: dict[str, State] = {}
     began = time.monotonic()
     while True:
+        if len(states) < len(keys):  # at first, and when the board has died and is empty again
+            ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
         states = ray.get(board.states.remote(keys))
-        if all(state in ("done", "failed") for state in states.values()):
+        if len(states) == len(keys) and all(state in ("done", "failed") for state in states.values()):
             break
         if reason := ray.get(board.closed.remote()):
             raise RuntimeError(f"the sweep ended before this trial: {reason}")
         time.sleep(min(MOST_POLL_SECONDS, POLL_SECONDS + (time.monotonic() - began) / 100))
-    failures = {key: ray.get(board.evidence.remote(key)) for key, state in states.items() if state == "failed"}
+    failed = [key for key, state in states.items() if state == "failed"]
+    failures = {key: ray.get(board.evidence.remote(key)) or DIED_WITH_BOARD for key in failed}
     tune.report(_report(job, trial, failures))
 
 
