@@ -109,11 +109,14 @@ def fill(sweep: Sweep) -> int:
     packed = sweep.packed("pre")
     assert packed
     model = build_model(build_config(spec.model_config_fields, packed.vocab_size, spec.sequence_length), 0)
+    had = set(sweep.store.published())
     world, seconds, number = World(torch.device("cpu")), {"setup": 0.01, "train": 0.02, "evaluate": 0.01}, 0
     for seed in spec.search.seeds:
         for level in range(LEVELS + 1):
             losses = planted(level, seed, rng)
             for stage in distinct([build_trial(spec, sweep.data, Point(level, seed))]).values():
+                if stage.key in had:
+                    continue
                 curve = Curve()
                 for name in vars(curve):
                     getattr(curve, name).extend(np.linspace(1, 2, POINTS).tolist())
@@ -139,20 +142,25 @@ def run_command(*arguments: str) -> dict[str, float]:
 
 
 @contextmanager
-def place(seeds: int, **more: Any) -> Iterator[Sweep]:
-    """The sweep in a folder of its own, its data prepared, that folder the current one."""
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+def place(seeds: int, kept: Path | None = None, **more: Any) -> Iterator[Sweep]:
+    """The sweep in a folder of its own, or in `kept`; its data prepared, that folder the current one."""
+    with tempfile.TemporaryDirectory() as own, chdir(kept or own):
         Path("spec.yaml").write_text(yaml.safe_dump(spec_of(seeds, **more)))
         assert CliRunner().invoke(command_line, ["prepare", "spec.yaml"]).exit_code == 0
         yield open_sweep("spec.yaml", "store")
 
 
-def published(seeds: int) -> dict[str, float]:
+def published(seeds: int, keep: Path | None) -> dict[str, float]:
     """One line of the table: a store of so many seeds, and what each command takes on it."""
-    with place(seeds) as sweep:
+    folder = keep.resolve() / f"scale{seeds}" if keep else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    with place(seeds, folder) as sweep:
         began = time.monotonic()
         stages = fill(sweep)
-        row = {"seeds": seeds, "trials": seeds * (LEVELS + 1), "stages": stages, "publish_s": (time.monotonic() - began) / stages}  # fmt: skip
+        row = {"seeds": seeds, "trials": seeds * (LEVELS + 1)}
+        row |= {"publish_ms": 1000 * (time.monotonic() - began) / stages} if stages else {}
+        row["stages"] = len(sweep.store.published())
         for command, *options in COMMANDS:
             found = run_command(command, "spec.yaml", *options)
             row |= {f"{command}_{name}": value for name, value in found.items()}
@@ -205,8 +213,9 @@ def table(rows: list[dict[str, float]]) -> str:
     """Markdown: a column for each row, so that growth is read from left to right."""
     lines = ["| | " + " | ".join(f"{row['trials']:,} trials" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for name in [name for name in rows[0] if name not in ("seeds", "trials")]:
-        values = [row[name] for row in rows]
-        lines.append(f"| {name} | " + " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values) + " |")  # fmt: skip
+        values = [row.get(name) for row in rows]
+        said = ["" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(said) + " |")
     return "\n".join(lines)
 
 
@@ -273,6 +282,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, nargs="+", metavar="SEEDS", help="train these instead, on Ray")
     parser.add_argument("--profile", choices=[command for command, *_ in COMMANDS], help="of one command instead")
     parser.add_argument("--board", action="store_true", help="calls to the board instead")
+    parser.add_argument("--keep", type=Path, help="a folder for the stores; what is in them is not published again")
     asked = parser.parse_args()
     if asked.board:
         print(limits(board_calls()))
@@ -281,7 +291,7 @@ def main() -> None:
     elif asked.train:
         print(table([trained(seeds) for seeds in asked.train]))
     else:
-        print(table([published(seeds) for seeds in asked.seeds]))
+        print(table([published(seeds, asked.keep) for seeds in asked.seeds]))
 
 
 if __name__ == "__main__":
