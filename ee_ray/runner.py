@@ -29,7 +29,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.cluster import NAMESPACE, capacity, slots_that_fit
-from ee_ray.errors import Diverged, UserError, Withdrawn
+from ee_ray.errors import Diverged, Unreachable, UserError, Withdrawn
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.sweep import Execution
 from ee_ray.stage import run_stage
@@ -79,6 +79,15 @@ def slot_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
+    try:
+        if not ray.get(board.closed.remote()):
+            _work(board, slot, config, rank, size)
+    except Unreachable as error:  # every slot would find the same, each after minutes
+        ray.get(board.close.remote(str(error), withdraw=True))
+        raise
+
+
+def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
     world = World(ray.train.torch.get_device(), rank, size, config["parallel"])
@@ -95,6 +104,8 @@ def slot_worker(config: dict[str, Any]) -> None:
             if size > 1:
                 raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
             return
+        except Unreachable:
+            raise
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
@@ -183,6 +194,12 @@ def running_slots(
     alive = set(range(count))
 
     def keep(number: int) -> None:
+        try:
+            keep_up(number)
+        except Unreachable as error:
+            ray.get(board.close.remote(str(error), withdraw=True))
+
+    def keep_up(number: int) -> None:
         slot, false_starts = f"slot{number}", 0
         while not ray.get(board.closed.remote()):
             if not any_free(store, ray.get(board.ready.remote()), f"{board_name}/{slot}"):

@@ -90,6 +90,9 @@ class Store:
             raise UserError(f"storage {self.place}: has schema {found.get('schema')!r}, this version reads {SCHEMA}: use another place or the version that wrote it")  # fmt: skip
         self.exists = found is not None
 
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.place,)  # connections stay here
+
     def create(self) -> None:
         """Make the place a store, if it is not one yet; clear drafts that killed writers left long ago."""
         try:

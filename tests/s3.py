@@ -118,8 +118,9 @@ def serving(folder: Path) -> Iterator[Server]:
             process.wait()
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, *running: subprocess.Popen, seconds: float = 60) -> None:
+    """Wait until the condition holds, while all of these run."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end and [process.poll() for process in running] == [None] * len(running)
         time.sleep(0.05)

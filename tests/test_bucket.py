@@ -185,7 +185,7 @@ def test_two_hosts_train_each_stage_once_though_the_server_is_away_for_twenty_se
     place = Place(tmp_path, in_bucket)
     place.write()
     racers = [run(place, tmp_path / f"host{number}") for number in range(2)]
-    wait_for(lambda: len(place.store.published()) >= 4)
+    wait_for(lambda: len(place.store.published()) >= 4, *racers)
     with s3.away(20.0):
         before = [racer.poll() for racer in racers]
     said = [racer.communicate(timeout=200)[1] for racer in racers]
@@ -219,7 +219,7 @@ def test_a_server_that_is_gone_ends_a_run_in_one_message_and_another_host_goes_o
     place = Place(tmp_path, in_bucket)
     place.write(execution__checkpoint_steps=4)
     first = run(place, tmp_path / "first", **{PATIENCE: "1"})
-    wait_for(lambda: place.store.items.entries("work"))
+    wait_for(lambda: place.store.items.entries("work"), first)
     s3.relay.close()
     try:
         said = first.communicate(timeout=100)[1]
