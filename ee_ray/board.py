@@ -1,21 +1,29 @@
 """The queue of stages: which may run, who runs which, what became of them. Pure bookkeeping, no Ray in it.
 
-A stage is ready when its parent is published. A slot that asks gets a child of what it just trained if there is one
-(its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
+A stage is ready when its parent is published. A slot that asks gets, of the kinds of stages that its shape is for, a child
+of what it just trained if there is one (its weights are warm), else the stage that was submitted first. A slot that comes back while it holds a stage has
 died in the middle of it, or was given more or fewer workers, and gets the same stage again: a bounded number of times
 without getting further than before. A stage that another run trains is put off, and asked about again a moment later.
+
+Slots of several shapes share one cluster. One that has no work keeps its room for a while (to start again costs 13 s), but
+gives way at once to another that waits for room with work at hand: so none waits for ever for what nobody uses.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ee_ray.identity import Kind, Stage
+from ee_ray.identity import Stage
+from ee_ray.spec.stages import KINDS, Kind
 
 ATTEMPTS = 3
 PUT_OFF_SECONDS = 1.0
+SPARE_SECONDS = 30.0  # a slot without work for so long gives its room back; to have it again takes 13 s
+GIVE_WAY_SECONDS = (
+    2.0  # the same, where another slot of the run waits for room: what follows a stage is there in a second
+)
 State = Literal["waiting", "running", "done", "failed"]
 
 
@@ -47,6 +55,11 @@ class Board:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._open: dict[
+            str, _Entry
+        ] = {}  # those that wait or run, as submitted: what is settled is not looked at again
+        self._settled: Counter[tuple[Kind, State]] = Counter()
+        self._awaited: dict[str, Collection[Kind]] = {}
         self._last: dict[str, str] = {}
         self._closed: str | None = None
         self._withdrawn = False
@@ -59,15 +72,19 @@ class Board:
         for order in orders:
             key = order.stage.key
             if key in there:
-                self._entries.setdefault(key, _Entry(order, "done"))
+                if key not in self._entries:
+                    self._entries[key] = _Entry(order, "done")
+                    self._settled[order.stage.kind, "done"] += 1
             elif key not in self._entries or self._entries[key].state == "failed":
-                self._entries[key] = _Entry(order, "waiting")
+                if key in self._entries:
+                    self._settled[order.stage.kind, "failed"] -= 1
+                self._entries[key] = self._open[key] = _Entry(order, "waiting")
 
-    def take(self, slot: str) -> Order | None:
-        """The stage that `slot` shall train now, or None if none is ready."""
+    def take(self, slot: str, kinds: Collection[Kind] = KINDS) -> Order | None:
+        """The stage that `slot` shall train now, or None if none of its kinds is ready."""
         if self._closed:
             return None
-        for entry in self._entries.values():
+        for entry in list(self._open.values()):
             if entry.state == "running" and entry.slot == slot:
                 if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
                     entry.reached, entry.attempts = entry.tokens, 0
@@ -79,7 +96,8 @@ class Board:
                     entry.evidence
                     or {"error": f"its worker died {ATTEMPTS} times in the middle of it", "diverged": False},
                 )
-        ready = [e for e in self._entries.values() if e.state == "waiting" and self._is_ready(e)]
+        now = time.monotonic()
+        ready = [entry for entry in self._ready(kinds) if entry.put_off <= now]
         if not ready:
             return None
         warm = [e for e in ready if e.order.stage.parent == self._last.get(slot)]
@@ -87,18 +105,31 @@ class Board:
         entry.state, entry.slot, entry.attempts = "running", slot, entry.attempts + 1
         return entry.order
 
-    def _is_ready(self, entry: _Entry) -> bool:
-        parent = entry.order.stage.parent
-        return (parent is None or self._entries[parent].state == "done") and entry.put_off <= time.monotonic()
+    def _ready(self, kinds: Collection[Kind]) -> list[_Entry]:
+        waiting = (e for e in self._open.values() if e.state == "waiting" and e.order.stage.kind in kinds)
+        parents = ((entry, entry.order.stage.parent) for entry in waiting)
+        return [entry for entry, parent in parents if parent is None or self._entries[parent].state == "done"]
 
-    def ready(self) -> list[str]:
+    def ready(self, kinds: Collection[Kind] = KINDS) -> list[str]:
         """Keys of the stages that nobody here trains and that need nothing but a slot, or another run to end with them."""
-        parents = ((entry, entry.order.stage.parent) for entry in self._entries.values() if entry.state == "waiting")
-        return [e.order.stage.key for e, parent in parents if parent is None or self._entries[parent].state == "done"]
+        return [entry.order.stage.key for entry in self._ready(kinds)]
+
+    def await_room(self, slot: str, kinds: Collection[Kind]) -> None:
+        """A slot for stages of these kinds waits until the cluster has room for it; of no kinds: it waits no more."""
+        self._awaited[slot] = kinds
+        if not kinds:
+            del self._awaited[slot]
+
+    def patience(self) -> float:
+        """Seconds that a slot may keep its room without work."""
+        if self._closed:
+            return 0.0
+        wanted = {kind for kinds in self._awaited.values() for kind in kinds}
+        return GIVE_WAY_SECONDS if wanted and self._ready(wanted) else SPARE_SECONDS
 
     def is_settled(self) -> bool:
         """Whether every stage that was asked for is done or has failed."""
-        return all(entry.state in ("done", "failed") for entry in self._entries.values())
+        return not self._open
 
     def put_off(self, key: str) -> None:
         """Another run trains this stage: its slot is free for others."""
@@ -108,8 +139,7 @@ class Board:
 
     def found(self, key: str) -> None:
         """Another run has published this stage."""
-        entry = self._entries[key]
-        entry.state, entry.tokens = "done", entry.order.stage.identity.tokens
+        self._done(self._entries[key])
 
     def progress(self, key: str, tokens: int) -> bool:
         """Note how far a running stage is; False tells its slot to drop it."""
@@ -118,9 +148,19 @@ class Board:
 
     def done(self, slot: str, key: str) -> None:
         entry = self._entries[key]
-        entry.state, entry.tokens = "done", entry.order.stage.identity.tokens
+        self._done(entry)
         self._trained_tokens += entry.tokens
         self._last[slot] = key
+
+    def _done(self, entry: _Entry) -> None:
+        entry.tokens = entry.order.stage.identity.tokens
+        self._settle(entry, "done")
+
+    def _settle(self, entry: _Entry, state: State) -> None:
+        if self._open.pop(entry.order.stage.key, None) is None:
+            self._settled[entry.order.stage.kind, entry.state] -= 1
+        entry.state = state
+        self._settled[entry.order.stage.kind, state] += 1
 
     def note(self, key: str, evidence: dict[str, Any]) -> None:
         """What an attempt raised. The stage stays with its slot, whose next attempt may succeed."""
@@ -131,8 +171,9 @@ class Board:
         self._fail(self._entries[key], evidence)
 
     def _fail(self, entry: _Entry, evidence: dict[str, Any]) -> None:
-        entry.state, entry.evidence = "failed", evidence
-        for child in self._entries.values():
+        entry.evidence = evidence
+        self._settle(entry, "failed")
+        for child in list(self._open.values()):
             if child.order.stage.parent == entry.order.stage.key and child.state == "waiting":
                 self._fail(child, {"error": f"its parent {entry.order.stage.key} failed", "diverged": False})
 
@@ -147,7 +188,7 @@ class Board:
 
     def release(self, slot: str) -> None:
         """The slot is gone: what it held may be taken by another."""
-        for entry in self._entries.values():
+        for entry in self._open.values():
             if entry.state == "running" and entry.slot == slot:
                 entry.state, entry.slot = "waiting", ""
 
@@ -161,14 +202,14 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         """Counts, what runs where, and tokens trained since the start: what the progress display shows."""
-        running = [e for e in self._entries.values() if e.state == "running"]
-        counts = Counter((e.order.stage.kind, e.state) for e in self._entries.values())
+        running = [e for e in self._open.values() if e.state == "running"]
+        counts = self._settled + Counter((e.order.stage.kind, e.state) for e in self._open.values())
         kinds = {kind: {state: counts[kind, state] for state in get_args(State)} for kind in get_args(Kind)}
         return {
             "counts": {state: sum(of[state] for of in kinds.values()) for state in get_args(State)},
             "kinds": kinds,
             "running": [(e.slot, e.order.stage.kind, e.order.stage.key, e.tokens, e.order.stage.identity.tokens) for e in running],
             "tokens": self._trained_tokens + sum(e.tokens for e in running),
-            "tokens_left": sum(e.order.stage.identity.tokens - e.tokens for e in self._entries.values() if e.state in ("waiting", "running")),
+            "tokens_left": sum(e.order.stage.identity.tokens - e.tokens for e in self._open.values()),
             "seconds": time.monotonic() - self._started,
         }  # fmt: skip

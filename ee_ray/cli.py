@@ -162,8 +162,9 @@ def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
 @_sweep_command
 @click.option("--address", help="Ray cluster to join; without it one is started here, for this run.")
 @click.option("--local", is_flag=True, help="Train in this process, without Ray.")
+@click.option("--track", "trackers", type=click.Choice(["mlflow", "wandb"]), multiple=True, help="Tell a tracker of each trial, too.")  # fmt: skip
 @_quiet
-def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) -> None:
+def run(spec: str, storage: str, address: str | None, local: bool, trackers: tuple[str, ...], quiet: bool) -> None:
     """Run or resume SPEC; print the verdict and write the report."""
     from ee_ray.log import keeping
     from ee_ray.sweep import open_sweep
@@ -172,15 +173,27 @@ def run(spec: str, storage: str, address: str | None, local: bool, quiet: bool) 
     sweep = open_sweep(spec, storage)
     sweep.store.create()
     with keeping(sweep.store, sweep.spec.name, quiet) as log:
-        ledger, stopped = _train(sweep, address, local, log)
+        ledger, stopped = _train(sweep, address, local, log, trackers)
+        _sample(sweep, ledger, log)
         _finish(sweep, ledger, log, time.monotonic() - started, stopped)
 
 
-def _train(sweep: Any, address: str | None, local: bool, log: Any) -> tuple[Any, str | None]:
+def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tuple[str, ...] = ()) -> tuple[Any, str | None]:  # fmt: skip
     from ee_ray.launch import train
 
     _catch()
-    return train(sweep, address, local, log, on_connect=_catch)  # Ray puts handlers of its own in place
+    return train(sweep, address, local, log, _catch, trackers)  # Ray puts handlers of its own in place
+
+
+QUICK_PARAMETERS = 30_000_000  # whose samples two cores take in seconds
+
+
+def _sample(sweep: Any, ledger: Any, log: Any) -> None:
+    """Samples for the report, of a small model; what may go wrong with them is no failure of the run."""
+    try:
+        import_module("ee_ray.samples").take_samples(sweep, ledger, QUICK_PARAMETERS)
+    except Exception as error:
+        log.say(f"no samples of text: {error}")
 
 
 def _catch() -> None:
@@ -338,8 +351,9 @@ def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
 
 @_sweep_command
 @click.option("--images", is_flag=True, help="Also each figure as PNG and SVG; a browser must be installed.")
+@click.option("--samples", is_flag=True, help="Also how stages go on with held-out text; loads their weights.")
 @_json
-def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
+def report(spec: str, storage: str, images: bool, samples: bool, as_json: bool) -> None:
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
@@ -348,6 +362,8 @@ def report(spec: str, storage: str, images: bool, as_json: bool) -> None:
     browser = import_module("ee_ray.report.images").browser() if images else None
     sweep = open_sweep(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
+    if samples:
+        import_module("ee_ray.samples").take_samples(sweep, ledger)
     _finish(sweep, ledger, Log(quiet=as_json), as_json=as_json, browser=browser)
 
 

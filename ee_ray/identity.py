@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from ee_ray.spec.stages import Kind
 
 # Part of every key: bump it when training or evaluation changes in a way that changes numbers.
 STAGE_VERSION = 3
-Kind = Literal["pretrain", "posttrain", "finetune"]
 
 
 @dataclass(frozen=True)

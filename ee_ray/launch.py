@@ -1,10 +1,11 @@
 """Prepare a sweep's data and train what its search asks for, here or on Ray: what `ee-ray run` and notebooks have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
@@ -18,6 +19,8 @@ from ee_ray.progress import noting, watching
 from ee_ray.propose import beyond_budget
 from ee_ray.sweep import Sweep, register
 from ee_ray.sweep import prepare as prepare_data
+
+TRACKERS = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # and the package that brings each
 
 
 def prepare(sweep: Sweep, log: Log, workers: Workers | None = None) -> None:
@@ -38,17 +41,24 @@ def prepare(sweep: Sweep, log: Log, workers: Workers | None = None) -> None:
 
 
 def train(
-    sweep: Sweep, address: str | None, local: bool, log: Log, on_connect: Callable[[], None] = lambda: None
+    sweep: Sweep,
+    address: str | None,
+    local: bool,
+    log: Log,
+    on_connect: Callable[[], None] = lambda: None,
+    trackers: Sequence[str] = (),
 ) -> tuple[Ledger, str | None]:
     """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it, if one did.
 
     on_connect: called when Ray has started, which puts its own signal handlers in place.
+    trackers: "mlflow", "wandb": who is told of trials besides.
 
     Raises:
         UserError: as preparing and running do.
     """
     if address and local:
         raise UserError("--address and --local exclude each other")
+    _check_trackers(trackers, local)
     prepare(sweep, log)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
@@ -71,11 +81,20 @@ def train(
     if local:
         stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
     else:
-        stopped = _on_ray(sweep, ledger, address, watch, on_connect)
+        stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log)
     return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
 
 
-def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_connect: Callable[[], None]) -> str | None:  # fmt: skip
+def _check_trackers(names: Sequence[str], local: bool) -> None:
+    """Raises UserError: a tracker's package is not installed, or there will be no Tune to tell it."""
+    problems = [f"--track {name}: the package {name} is not installed: pip install {package}" for name, package in TRACKERS.items() if name in names and find_spec(name) is None]  # fmt: skip
+    if names and local:
+        problems.append("--track goes through Ray Tune, which --local does without: leave one of them out")
+    if problems:
+        raise UserError(problems)
+
+
+def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_connect: Callable[[], None], trackers: Sequence[str], log: Log) -> str | None:  # fmt: skip
     prepare_ray(address)
     connected = import_module("ee_ray.cluster").connected
     # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
@@ -83,5 +102,6 @@ def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_co
         heavy = background.submit(import_module, "ee_ray.run")
         with connected(address) as dashboard:
             on_connect()
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, partial(watch, ray_dashboard=dashboard))
+            watched = partial(watch, ray_dashboard=dashboard)
+            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watched, trackers, log.alarm)
             return stopped

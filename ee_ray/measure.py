@@ -27,13 +27,13 @@ def tokens_per_second(sweep: Sweep, ledger: Ledger, seconds: float) -> float:
     Raises:
         UserError: the data is not prepared, or a GPU is asked for and none is here.
     """
-    execution = sweep.spec.execution
+    shape = sweep.spec.execution.shape("pretrain")
     if missing := [role for role in ("pre", "post") if sweep.packed(role) is None]:
         raise UserError(f"{sweep.path}: --measure trains on prepared data: ee-ray prepare {sweep.path} ({', '.join(missing)} not prepared yet)")  # fmt: skip
-    if execution.gpus_per_worker and not torch.cuda.is_available():
-        raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: --measure needs such a GPU here, and none is visible")  # fmt: skip
-    torch.set_num_threads(execution.cpus_per_worker)
-    device = torch.device("cuda" if execution.gpus_per_worker else "cpu")
+    if shape.gpus_per_worker and not torch.cuda.is_available():
+        raise UserError(f"{sweep.path}: execution.gpus_per_worker is {shape.gpus_per_worker:g}: --measure needs such a GPU here, and none is visible")  # fmt: skip
+    torch.set_num_threads(shape.cpus_per_worker)
+    device = torch.device("cuda" if shape.gpus_per_worker else "cpu")
     stage = next(stage for stage in distinct(ledger.trials).values() if stage.kind == "pretrain").identity
     pools = [pool for part in stage.parts if (pool := open_packed(sweep.store.corpus(part.data)))]
     model: nn.Module = load_model(sweep.store, stage, pools[0].vocab_size, checks=True)
@@ -49,7 +49,14 @@ def tokens_per_second(sweep: Sweep, ledger: Ledger, seconds: float) -> float:
             raise _Enough
 
     try:
-        done, _ = train(model, batches_of(pools, stage), stage, World(device), execution.micro_batch, report)
+        done, _ = train(
+            model,
+            batches_of(pools, stage),
+            stage,
+            World(device),
+            sweep.spec.execution.micro_batch_of("pretrain"),
+            report,
+        )
     except _Enough:
         pass
     else:

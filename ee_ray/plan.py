@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ee_ray.identity import Course, Kind, Part, Stage, StageIdentity, key_of, stage_of
+from ee_ray.identity import Course, Part, Stage, StageIdentity, key_of, stage_of
 from ee_ray.spec.model import Checkpoint
-from ee_ray.spec.stages import Exposure, Finetune, Lora, Posttrain, Pretrain
+from ee_ray.spec.stages import Exposure, Finetune, Kind, Lora, Posttrain, Pretrain
 from ee_ray.spec.sweep import SweepSpec
 
 

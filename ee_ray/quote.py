@@ -6,12 +6,16 @@ import os
 from collections import Counter
 from typing import Any
 
+from ee_ray.capacity import BOOTSTRAP, declared, slot_counts
 from ee_ray.devices import PEAK_FLOPS, training_flops
+from ee_ray.errors import UserError
 from ee_ray.identity import Stage
 from ee_ray.ledger import Ledger, read_ledger
 from ee_ray.plan import Point, build_trial, distinct, parameters, trialwise_tokens
 from ee_ray.propose import beyond_budget
 from ee_ray.spec.data import ROLES
+from ee_ray.spec.execution import Shape
+from ee_ray.spec.stages import KINDS, Kind
 from ee_ray.sweep import Sweep
 
 # Assumed until the store holds a measured stage of the same model: what one core sustains in training, and the share of
@@ -22,24 +26,41 @@ FILES_BYTES = 30_000  # curve, record and headers of one stage
 VOCABULARY = 49_152  # SmolLM2's, assumed until the tokenizer has been fetched or trained
 
 
-def _rate(
+Rates = dict[Kind, float]  # tokens per second of one slot
+
+
+def _power(shape: Shape, gpu: str) -> float:
+    """FLOP/s that one slot is assumed to sustain."""
+    each = GPU_SHARE * PEAK_FLOPS[gpu] * shape.gpus_per_worker or CPU_FLOPS * shape.cpus_per_worker
+    return each * shape.most_workers
+
+
+def _rates(
     sweep: Sweep, ledger: Ledger, flops_per_token: int | None, measured_now: float | None
-) -> tuple[float | None, str]:
-    """Tokens per second of one slot, and where the figure comes from."""
-    if measured_now:
-        return measured_now * sweep.spec.execution.most_workers, "measured now, on this machine"
-    measured = [record["tokens_per_s"] for record in ledger.records.values() if record["kind"] == "pretrain"]
-    if measured:
-        return sum(measured) / len(measured), "measured in this store"
-    if flops_per_token is None:
-        return None, "unknown for this architecture until a stage has run"
+) -> tuple[Rates | None, str]:
+    """How fast stages of each kind train, and where the figure for pretraining comes from. Kinds that take something else
+    than pretraining are reckoned by what they take, until some were measured."""
     execution = sweep.spec.execution
-    if execution.gpus_per_worker:
-        flops = GPU_SHARE * PEAK_FLOPS[execution.gpu] * execution.gpus_per_worker
-        source = f"assumed: {GPU_SHARE:.0%} of the peak of {execution.gpu}"
+    shapes = {kind: execution.shape(kind) for kind in KINDS}
+    power = {kind: _power(shape, execution.gpu) for kind, shape in shapes.items()}
+    measured: dict[str, list[float]] = {}
+    for record in ledger.records.values():
+        measured.setdefault(record["kind"], []).append(record["tokens_per_s"])
+    if measured_now:
+        first, source = measured_now * shapes["pretrain"].most_workers, "measured now, on this machine"
+    elif pretrains := measured.get("pretrain"):
+        first, source = sum(pretrains) / len(pretrains), "measured in this store"
+    elif flops_per_token is None:
+        return None, "unknown for this architecture until a stage has run"
     else:
-        flops, source = CPU_FLOPS * execution.cpus_per_worker, f"assumed: {CPU_FLOPS / 1e9:g} GFLOP/s a CPU core"
-    return flops * execution.most_workers / flops_per_token, source
+        first = power["pretrain"] / flops_per_token
+        on = f"{GPU_SHARE:.0%} of the peak of {execution.gpu}" if shapes["pretrain"].gpus_per_worker else f"{CPU_FLOPS / 1e9:g} GFLOP/s a CPU core"  # fmt: skip
+        source = f"assumed: {on}"
+    rates: Rates = {}
+    for kind in KINDS:
+        own = measured.get(kind) if shapes[kind] != shapes["pretrain"] else None
+        rates[kind] = sum(own) / len(own) if own else first * power[kind] / power["pretrain"]
+    return rates, source
 
 
 def _flops_per_token(sweep: Sweep, params: int | None) -> int | None:
@@ -92,7 +113,11 @@ def quote(
     early, its tokens are the most that it may train.
 
     measured: tokens per second of one worker, where that was measured.  price: of a GPU-hour, in any currency.
+
+    Raises:
+        UserError: no node of the cluster, as far as it is known here, can hold some stage.
     """
+    check_placed(sweep)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     stages = distinct(ledger.trials)
     total = sum(stage.identity.tokens for stage in stages.values())
@@ -102,8 +127,8 @@ def quote(
     room = max(search.max_tokens - total, 0) if search.max_tokens else later * dearest
     vocabulary = sweep.vocab_size() or VOCABULARY
     params = parameters(sweep.spec.model_config_fields, vocabulary)
-    rate, rate_source = _rate(sweep, ledger, _flops_per_token(sweep, params), measured)
-    cost = _cost(sweep, stages, set(ledger.records), params, rate)
+    rates, rate_source = _rates(sweep, ledger, _flops_per_token(sweep, params), measured)
+    cost = _cost(sweep, stages, set(ledger.records), params, rates)
     return {
         "schema": 1,
         "sweep": sweep.spec.name,
@@ -123,22 +148,49 @@ def quote(
         "epochs": epochs(sweep),
         "parameters": params,
         **cost,
-        "price": _price(sweep, cost["gpu_hours"], min(later * dearest, room), rate, price),
-        "tokens_per_s": {"value": round(rate) if rate else None, "source": rate_source, "slots": _slots(sweep)},
+        "price": _price(sweep, cost["gpu_hours"], min(later * dearest, room), rates, price),
+        "tokens_per_s": _speed(sweep, rates, rate_source),
         "warnings": warnings + _over_budget(sweep, ledger),
     }
 
 
+def _speed(sweep: Sweep, rates: Rates | None, source: str) -> dict[str, Any]:
+    """Pretraining's tokens per second in one slot, how many slots there are here, and the rate of each kind."""
+    by_kind = {kind: round(rate) for kind, rate in rates.items()} if rates else None
+    value = by_kind["pretrain"] if by_kind else None
+    return {"value": value, "source": source, "slots": _slots(sweep.spec.execution.shape("pretrain")), "by_kind": by_kind}  # fmt: skip
+
+
 def _price(
-    sweep: Sweep, gpu_hours: float | None, later: int, rate: float | None, price: float | None
+    sweep: Sweep, gpu_hours: float | None, later: int, rates: Rates | None, price: float | None
 ) -> dict[str, float] | None:
     """What the GPU-hours cost: of the trials that are certain, and at most with those of later rounds. None without a
     price, a known rate, or GPUs."""
-    gpus = sweep.spec.execution.most_workers * sweep.spec.execution.gpus_per_worker
-    if price is None or gpu_hours is None or not rate or not gpus:
+    if price is None or gpu_hours is None or not rates:
         return None
-    most = gpu_hours + later / rate * gpus / 3600
+    dearest = max(_gpus(sweep, kind) / rate for kind, rate in rates.items())
+    if not dearest:
+        return None
+    most = gpu_hours + later * dearest / 3600
     return {"per_gpu_hour": price, "certain": round(gpu_hours * price, 2), "at_most": round(most * price, 2)}
+
+
+def _gpus(sweep: Sweep, kind: Kind) -> float:
+    shape = sweep.spec.execution.shape(kind)
+    return shape.most_workers * shape.gpus_per_worker
+
+
+def check_placed(sweep: Sweep) -> None:
+    """Refuse stages that the cluster can never hold, where it is known here what it may consist of.
+
+    Raises:
+        UserError: with every shape that no node has.
+    """
+    nodes, types = declared(os.environ, BOOTSTRAP.expanduser())
+    try:
+        slot_counts(sweep.spec.execution, nodes, types) if types else None
+    except UserError as error:
+        raise UserError(f"{sweep.path}: {problem}" for problem in error.problems) from None
 
 
 def _over_budget(sweep: Sweep, ledger: Ledger) -> list[str]:
@@ -174,7 +226,7 @@ def together(sweeps: list[Sweep], quotations: list[dict[str, Any]]) -> dict[str,
     for sweep, ledger, quotation in zip(sweeps, ledgers, quotations, strict=True):
         mine = {key: stage for key, stage in distinct(ledger.trials).items() if key not in stages}
         stages |= mine
-        costs.append(_cost(sweep, mine, had, quotation["parameters"], quotation["tokens_per_s"]["value"]))
+        costs.append(_cost(sweep, mine, had, quotation["parameters"], quotation["tokens_per_s"]["by_kind"]))
     known = all(cost["gpu_hours"] is not None for cost in costs)
     return {
         "stages": {"planned": len(stages.keys() - had), "cached": len(stages.keys() & had)},
@@ -193,23 +245,26 @@ def _tokens(stages: dict[str, Stage], had: set[str], trialwise: int) -> dict[str
     }
 
 
-def _slots(sweep: Sweep) -> int:
-    execution = sweep.spec.execution
-    here = (os.cpu_count() or 1) // (execution.most_workers * execution.cpus_per_worker)
-    return 1 if execution.gpus_per_worker else max(1, here)
+def _slots(shape: Shape) -> int:
+    """How many slots this machine is reckoned to hold: its CPUs, or one GPU for each of a worker's (or parts of one)."""
+    if shape.gpus_per_worker:
+        return max(1, int(1 / shape.gpus_per_worker + 1e-9))
+    return max(1, (os.cpu_count() or 1) // (shape.most_workers * shape.cpus_per_worker))
 
 
 def _cost(
-    sweep: Sweep, stages: dict[str, Stage], had: set[str], params: int | None, rate: float | None
+    sweep: Sweep, stages: dict[str, Stage], had: set[str], params: int | None, rates: Rates | None
 ) -> dict[str, Any]:
     """Disk and time of what is not there yet. Fp32 weights; a stage that another goes on from also keeps two moments."""
     missing = [stage.identity for key, stage in stages.items() if key not in had]
-    execution = sweep.spec.execution
-    seconds = sum(stage.tokens for stage in missing) / rate / _slots(sweep) if rate else None
-    gpus = execution.most_workers * execution.gpus_per_worker
     copies = sum(3 if stage.is_continued else 1 for stage in missing)
+    time_s, gpu_seconds = 0.0, 0.0
+    for kind, rate in (rates or {}).items():
+        seconds = sum(stage.tokens for stage in missing if stage.kind == kind) / rate
+        time_s += seconds / _slots(sweep.spec.execution.shape(kind))
+        gpu_seconds += seconds * _gpus(sweep, kind)
     return {
         "disk_bytes": 4 * params * copies + FILES_BYTES * len(missing) if params else None,
-        "time_s": round(seconds, 1) if seconds is not None else None,
-        "gpu_hours": round(seconds * _slots(sweep) * gpus / 3600, 4) if seconds is not None else None,
+        "time_s": round(time_s, 1) if rates else None,
+        "gpu_hours": round(gpu_seconds / 3600, 4) if rates else None,
     }

@@ -1,7 +1,7 @@
 """Run or resume a sweep: on Ray, or in this process. What is published already is never trained again."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import sleep
 from typing import Any
@@ -10,7 +10,8 @@ import ray
 import torch
 
 from ee_ray.board import Board
-from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, slots_that_fit
+from ee_ray.capacity import bounded, slot_counts
+from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, head_memory
 from ee_ray.errors import Diverged, Unreachable, UserError
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
@@ -18,8 +19,11 @@ from ee_ray.ledger import Ledger
 from ee_ray.model import build_config, build_model
 from ee_ray.runner import IDLE_SECONDS, evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
+from ee_ray.spec.stages import Kind
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.stage import run_stage
 from ee_ray.sweep import Sweep
+from ee_ray.trackers import Tracked
 from ee_ray.world import World
 
 Watch = Callable[[Callable[[], dict[str, Any]]], Any]
@@ -49,13 +53,14 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
         the budget of time that ended the search, if one did.
     """
     execution = sweep.spec.execution
-    if execution.fewest_workers > 1:
-        raise UserError(f"{sweep.path}: execution.workers is {execution.workers}: --local has one process")
-    if execution.gpus_per_worker and not torch.cuda.is_available():
-        raise UserError(f"{sweep.path}: execution.gpus_per_worker is {execution.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip
+    shapes = {kind: shape for kinds, shape in execution.slots.items() for kind in kinds}
+    for kinds, shape in execution.slots.items():
+        field = execution.field(kinds)
+        if shape.fewest_workers > 1:
+            raise UserError(f"{sweep.path}: {field}.workers is {shape.workers}: --local has one process")
+        if shape.gpus_per_worker and not torch.cuda.is_available():
+            raise UserError(f"{sweep.path}: {field}.gpus_per_worker is {shape.gpus_per_worker:g}: no GPU is visible here")  # fmt: skip
     check_model(sweep)
-    torch.set_num_threads(execution.cpus_per_worker)
-    world = World(torch.device("cuda" if execution.gpus_per_worker else "cpu"))
     board, holder = Board(), uuid.uuid4().hex
 
     def work() -> None:
@@ -64,6 +69,9 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
                 sleep(IDLE_SECONDS)
                 continue
             (order, lease), key = claimed, claimed[0].stage.key
+            shape = shapes[order.stage.kind]
+            torch.set_num_threads(shape.cpus_per_worker)
+            world = World(torch.device("cuda" if shape.gpus_per_worker else "cpu"))
             try:
                 run_stage(sweep.store, order, world, partial(board.progress, key))
                 board.done("local", key)
@@ -81,8 +89,18 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     return search.overran
 
 
-def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
+def _useful(spec: SweepSpec, counts: Mapping[tuple[Kind, ...], int], trials: int) -> dict[tuple[Kind, ...], int]:
+    """No more slots than `trials` trials at once have stages for: one each, but all rates of a fine-tuning fan-out."""
+    fan = len(spec.stages.finetune.learning_rates)
+    return {kinds: min(count, trials * (fan if kinds == ("finetune",) else 1)) for kinds, count in counts.items()}
+
+
+def run_on_ray(
+    sweep: Sweep, ledger: Ledger, watch: Watch, trackers: Sequence[str], say: Callable[[str], None]
+) -> str | None:
     """Train what is outstanding under Ray Train slots, driven by Tune trials, on the cluster that is connected.
+
+    trackers: who is told of trials besides (trackers.py); `say` hears of one that fails.
 
     Returns:
         the budget of time that ended the search, if one did.
@@ -90,16 +108,18 @@ def run_on_ray(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
     check_model(sweep)
     execution, run = sweep.spec.execution, uuid.uuid4().hex[:8]
     folder = sweep.store.sweep(sweep.spec.name) / "ray" / run
-    most = max(len(ledger.decision.outstanding), sweep.spec.search.runs_per_round)
-    slots = min(slots_that_fit(execution, *capacity(JOIN_SECONDS)), most)
+    trials = max(len(ledger.decision.outstanding), sweep.spec.search.runs_per_round)
+    counts = _useful(sweep.spec, slot_counts(execution, *capacity(JOIN_SECONDS)), trials)
+    counts = bounded(counts, head_memory())
     name = f"board-{run}"
     board = ray.remote(num_cpus=0, resources=ON_HEAD)(Board).options(name=name, namespace=NAMESPACE).remote()
     job = _job(sweep)
     search = open_search(job, ledger)
     with (
         watch(lambda: ray.get(board.snapshot.remote()) | search.so_far()),
-        running_slots(sweep.spec.name, slots, board, name, sweep.store, execution, folder / "train"),
+        running_slots(sweep.spec.name, counts, board, name, sweep.store, execution, folder / "train"),
     ):
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
-        search_on_ray(job, search, name, slots + 1, folder / "tune")
+        told = [Tracked(each, job, say) for each in trackers]
+        search_on_ray(job, search, name, min(sum(counts.values()), trials) + 1, folder / "tune", told)
     return search.overran

@@ -1,8 +1,8 @@
 """Ray Train: long-lived slots that take stages from the board, train and publish them. The only file that knows Train.
 
 One TorchTrainer.fit() costs about 13 s and 22 CPU-seconds on two warm cores, more than a short stage. So a fit is a
-*slot*: a worker group of one shape that trains many stages. When a worker dies, Train restarts the group, and the
-board gives it the same stage again.
+*slot*: a worker group of one shape that trains many stages of the kinds that ask for this shape. When a worker dies,
+Train restarts the group, and the board gives it the same stage again.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import socket
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -24,24 +26,26 @@ import torch
 from ray.actor import ActorHandle
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ee_ray.board import ATTEMPTS, Board, Order
-from ee_ray.cluster import NAMESPACE, capacity, slots_that_fit
+from ee_ray.capacity import slots_that_fit
+from ee_ray.cluster import NAMESPACE, capacity
 from ee_ray.errors import Diverged, Unreachable, UserError, Withdrawn
 from ee_ray.lease import Lease, any_free, claim_next
-from ee_ray.spec.sweep import Execution
+from ee_ray.spec.execution import Execution, Shape
+from ee_ray.spec.stages import Kind
 from ee_ray.stage import run_stage
 from ee_ray.store import Store
 from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
-SPARE_SECONDS = 30.0  # a slot without work for so long gives its room back; to have it again takes 13 s
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 RESIZE_SECONDS = 60.0
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
+DEVICE = "EE_RAY_DEVICE"  # cpu: rehearse on a machine that announces GPUs to Ray and has none
 
 
 def evidence_of(error: BaseException, rank: int, diverged: bool = False) -> dict[str, Any]:
@@ -57,10 +61,10 @@ def _next(
     """The slot's next stage, the same for every rank, and rank 0's lease on it; None when the board is closed, or has had
     no work for so long that others may need the slot's room more."""
     key, lease, asked = None, None, monotonic()
-    while rank == 0 and not ray.get(board.closed.remote()) and monotonic() - asked < SPARE_SECONDS:
+    while rank == 0 and monotonic() - asked < ray.get(board.patience.remote()):
         claimed = claim_next(
             store,
-            ray.get(board.take.remote(config["slot"])),
+            ray.get(board.take.remote(config["slot"], config["kinds"])),
             f"{config['board']}/{config['slot']}",
             lambda key: ray.get(board.put_off.remote(key)),
             lambda key: ray.get(board.found.remote(key)),
@@ -90,7 +94,7 @@ def slot_worker(config: dict[str, Any]) -> None:
 def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
-    world = World(ray.train.torch.get_device(), rank, size, config["parallel"])
+    world = World(_device(config), rank, size, config["parallel"])
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
@@ -120,13 +124,45 @@ def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: in
                 lease.release()
 
 
-def _bundle(execution: Execution) -> dict[str, float]:
-    asked = {"CPU": execution.cpus_per_worker, "GPU": execution.gpus_per_worker}
+def _device(config: dict[str, Any]) -> torch.device:
+    """Where this worker trains. One that was given a part of a GPU may take that part of its memory and no more, so that
+    it fails itself and not its neighbours.
+
+    Raises:
+        RuntimeError: Ray gave the worker a GPU that torch does not see.
+    """
+    if config["device"]:
+        return torch.device(config["device"])
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"Ray gave a GPU to this worker and torch {torch.__version__} sees none: install a build of torch with CUDA on every node")  # fmt: skip
+    if device.type == "cuda" and config["gpus"] < 1:
+        torch.cuda.set_per_process_memory_fraction(config["gpus"], device)
+    return device
+
+
+def _bundle(shape: Shape) -> dict[str, float]:
+    asked = {"CPU": shape.cpus_per_worker, "GPU": shape.gpus_per_worker}
     return {name: count for name, count in asked.items() if count}
 
 
-def _room(execution: Execution, board: ActorHandle[Board]) -> bool:
-    """Wait until the cluster has room for a slot; False if the board closed first.
+@dataclass(frozen=True)
+class _Slot:
+    """One slot of a run: its name, the kinds of stages that it trains, and what it takes."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+    shape: Shape
+
+
+def _slots(execution: Execution, counts: Mapping[tuple[Kind, ...], int]) -> list[_Slot]:
+    shapes = execution.slots
+    names = {kinds: "slot" if len(counts) == 1 else "-".join(kinds) for kinds in counts}
+    return [_Slot(f"{names[kinds]}{n}", kinds, shapes[kinds]) for kinds, count in counts.items() for n in range(count)]
+
+
+def _room(slot: _Slot, board: ActorHandle[Board], field: str) -> bool:
+    """Wait until the cluster has room for a slot; False if the board closed first, or others took the work meanwhile.
 
     An autoscaler adds nodes for a placement group that is pending, however long that takes. Train's own wait is a
     failure after RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, and cannot be left when the sweep ends.
@@ -134,20 +170,22 @@ def _room(execution: Execution, board: ActorHandle[Board]) -> bool:
     Raises:
         UserError: nodes were lost, and for a while now none that is left or may come has had room.
     """
-    group = ray.util.placement_group([_bundle(execution)] * execution.fewest_workers)
+    group = ray.util.placement_group([_bundle(slot.shape)] * slot.shape.fewest_workers)
     held = monotonic()
     try:
         while not group.wait(ROOM_SECONDS):
-            if ray.get(board.closed.remote()):
+            if ray.get(board.closed.remote()) or not ray.get(board.ready.remote(slot.kinds)):
                 return False
+            ray.get(board.await_room.remote(slot.name, slot.kinds))
             try:
-                slots_that_fit(execution, *capacity())
+                slots_that_fit(slot.shape, *capacity(), field)
                 held = monotonic()
             except UserError:
                 if monotonic() - held > LOST_SECONDS:
                     raise
     finally:
         ray.util.remove_placement_group(group)
+        ray.get(board.await_room.remote(slot.name, ()))
     return not ray.get(board.closed.remote())
 
 
@@ -156,26 +194,31 @@ def _is_without_room(error: Exception) -> bool:
     return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
 
 
-def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, folder: Path) -> None:
+def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: float, folder: Path) -> None:
+    shape, device = slot.shape, os.environ.get(DEVICE)
     config = {
         "board": board,
-        "slot": slot,
+        "slot": slot.name,
+        "kinds": slot.kinds,
         "store": store.place,
-        "threads": execution.cpus_per_worker,
-        "parallel": execution.parallel,
+        "threads": shape.cpus_per_worker,
+        "gpus": shape.gpus_per_worker,
+        "parallel": shape.parallel,
+        "device": device,
     }
     TorchTrainer(
         slot_worker,
         train_loop_config=config,
+        torch_config=TorchConfig(backend="gloo" if device == "cpu" else None),
         scaling_config=ScalingConfig(
-            num_workers=tuple(execution.workers) if isinstance(execution.workers, list) else execution.workers,
+            num_workers=tuple(shape.workers) if isinstance(shape.workers, list) else shape.workers,
             # Another size restarts the group, which costs what was trained since its last saved state.
-            elastic_resize_monitor_interval_s=max(RESIZE_SECONDS, execution.checkpoint_seconds),
-            use_gpu=execution.gpus_per_worker > 0,
-            resources_per_worker=_bundle(execution),
+            elastic_resize_monitor_interval_s=max(RESIZE_SECONDS, checkpoint_seconds),
+            use_gpu=shape.gpus_per_worker > 0,
+            resources_per_worker=_bundle(shape),
         ),
         run_config=RunConfig(
-            name=f"{name}-{slot}-{uuid.uuid4().hex[:6]}",
+            name=f"{name}-{slot.name}-{uuid.uuid4().hex[:6]}",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=0),
         ),
@@ -184,45 +227,52 @@ def _fit(name: str, slot: str, board: str, store: Store, execution: Execution, f
 
 @contextlib.contextmanager
 def running_slots(
-    name: str, count: int, board: ActorHandle[Board], board_name: str, store: Store, execution: Execution, folder: Path
+    name: str,
+    counts: Mapping[tuple[Kind, ...], int],
+    board: ActorHandle[Board],
+    board_name: str,
+    store: Store,
+    execution: Execution,
+    folder: Path,
 ) -> Iterator[None]:
-    """`count` slots work the board while the block runs. The board closes when no slot is left to work it.
+    """Slots, so many for each of `execution.slots`, work the board while the block runs. The board closes when none is left
+    that could train some kind of stage.
 
     When the block ends the slots are waited for: a thread that is still in a call to Ray when Ray shuts down takes the
     whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`).
     """
-    alive = set(range(count))
+    alive = Counter(dict(counts))
 
-    def keep(number: int) -> None:
+    def keep(slot: _Slot) -> None:
         try:
-            keep_up(number)
+            keep_up(slot)
         except Unreachable as error:
             ray.get(board.close.remote(str(error), withdraw=True))
 
-    def keep_up(number: int) -> None:
-        slot, false_starts = f"slot{number}", 0
+    def keep_up(slot: _Slot) -> None:
+        false_starts = 0
         while not ray.get(board.closed.remote()):
-            if not any_free(store, ray.get(board.ready.remote()), f"{board_name}/{slot}"):
+            if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
                 sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
                 continue
             before = ray.get(board.snapshot.remote())["counts"]["done"]
             try:
-                if _room(execution, board):
-                    _fit(name, slot, board_name, store, execution, folder)
+                if _room(slot, board, execution.field(slot.kinds)):
+                    _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
             except Exception as error:
-                ray.get(board.release.remote(slot))
+                ray.get(board.release.remote(slot.name))
                 if _is_without_room(error):
                     continue
                 false_starts += isinstance(error, ControllerError)
                 if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
                     continue
                 if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
-                    alive.discard(number)
-                    if not alive:
+                    alive[slot.kinds] -= 1
+                    if not alive[slot.kinds]:
                         ray.get(board.close.remote(f"no slot could work: {error}"))
                     return
 
-    threads = [threading.Thread(target=keep, args=(number,), daemon=True) for number in range(count)]
+    threads = [threading.Thread(target=keep, args=(slot,), daemon=True) for slot in _slots(execution, counts)]
     for thread in threads:
         thread.start()
     try:

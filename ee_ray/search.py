@@ -39,6 +39,7 @@ from ee_ray.store import Store
 
 POLL_SECONDS = 0.25
 METRIC = "objective"
+LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 STUDY = "optuna.journal"
 
 
@@ -57,7 +58,7 @@ class Job:
         how = self.spec.execution
         stages = distinct([trial]).values()
         return [
-            Order(stage, self.spec.name, how.micro_batch, how.checkpoint_seconds, how.checkpoint_steps)
+            Order(stage, self.spec.name, how.micro_batch_of(stage.kind), how.checkpoint_seconds, how.checkpoint_steps)
             for stage in stages
         ]
 
@@ -195,6 +196,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.names = dict.fromkeys(distinct([self.job.trial(config)]), name) | self.names
         return config
 
+    def _describe(self, trial_id: str, point: Point, result: Mapping[str, Any]) -> None:
+        """Note with Optuna's trial what people look for beside its parameters: lambda and the four losses."""
+        said = {"lambda": point.level / self.spec.search.ladder, **{name: result[name] for name in LOSSES if name in result}}  # fmt: skip
+        for name, value in said.items():
+            self._ot_trials[trial_id].set_user_attr(name, value)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: a trial reports once, at its end."""
 
@@ -212,6 +219,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         for key, record in records.items():
             self.gpu_seconds[key] = _gpu_seconds(self.spec, record)
             self.tokens[key] = record["tokens"]
+        self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
         self.answer = self._answer()
@@ -225,7 +233,7 @@ def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
     workers: int = record["workers"]
-    return busy * workers * spec.execution.gpus_per_worker
+    return busy * workers * spec.execution.shape(record["kind"]).gpus_per_worker
 
 
 def open_search(job: Job, ledger: Ledger) -> LadderSearch:
@@ -247,7 +255,7 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     rows = trial_rows(job.spec, trial, records)
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
-    told: dict[str, Any] = {name: row[name] for name in ("L_im", "L_ret", "L_ft", "L_pre") if name in row}
+    told: dict[str, Any] = {name: row[name] for name in LOSSES if name in row}
     return {METRIC: math.nan if value is None else value, **told, "failed_stages": len(failures), "settled": done}
 
 
@@ -282,7 +290,9 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
     tune.report(_report(job, trial, failures))
 
 
-def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path) -> None:
+def search_on_ray(
+    job: Job, search: LadderSearch, board_name: str, concurrency: int, folder: Path, callbacks: list[tune.Callback]
+) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     name = partial(_trial_name, job.spec.search.ladder)
@@ -300,6 +310,7 @@ def search_on_ray(job: Job, search: LadderSearch, board_name: str, concurrency: 
             name=folder.name,
             storage_path=str(folder.parent),
             verbose=0,
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=3),
         ),
     ).fit()

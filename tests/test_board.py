@@ -7,7 +7,7 @@ from conftest import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ee_ray.board import ATTEMPTS, Board, Order
+from ee_ray.board import ATTEMPTS, GIVE_WAY_SECONDS, SPARE_SECONDS, Board, Order
 from ee_ray.plan import Point, build_trial, distinct
 from ee_ray.spec.sweep import SweepSpec
 
@@ -101,6 +101,40 @@ def test_a_failed_stage_may_be_asked_for_again():
     board.fail(board.take("a").stage.key, {"error": "disk full", "diverged": False})
     board.submit(orders(Point(2, 0)), [])
     assert board.take("a").stage.kind == "pretrain"
+
+
+def test_a_slot_gets_only_stages_of_the_kinds_that_it_is_for():
+    board = asked(Point(2, 0))
+    assert board.take("small", ["finetune"]) is None
+    for kind in ("pretrain", "posttrain"):
+        order = board.take("large", ["pretrain", "posttrain"])
+        assert order.stage.kind == kind
+        board.done("large", order.stage.key)
+    assert board.take("large", ["pretrain", "posttrain"]) is None
+    assert len(board.ready(["finetune"])) == 2 and not board.ready(["pretrain", "posttrain"])
+    assert board.take("small", ["finetune"]).stage.kind == "finetune"
+
+
+def test_a_slot_without_work_gives_way_while_another_waits_for_room_with_work_at_hand():
+    board = asked(Point(2, 0))
+    assert board.patience() == SPARE_SECONDS
+    board.await_room("large", ["pretrain"])
+    assert board.patience() == GIVE_WAY_SECONDS
+    board.take("other", ["pretrain"])
+    assert board.patience() == SPARE_SECONDS, "its work was taken meanwhile"
+    board.await_room("large", [])
+    board.close("enough")
+    assert board.patience() == 0
+
+
+def test_counts_are_those_of_the_stages_whatever_became_of_them_in_which_order():
+    board = asked(Point(2, 0))
+    key = board.take("a").stage.key
+    board.fail(key, {"error": "lost", "diverged": False})
+    board.done("a", key)  # a slot that was thought dead had gone on
+    board.submit(orders(Point(2, 0)), [])
+    counts = board.snapshot()["counts"]
+    assert counts == {"waiting": 3, "running": 0, "done": 1, "failed": 0}
 
 
 def test_a_closed_board_hands_out_nothing_and_recalls_what_runs_only_if_told_to():

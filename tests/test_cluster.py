@@ -16,9 +16,20 @@ from conftest import ROOT, Place, ray_environment
 from ray._private.accelerators import get_all_accelerator_managers
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from ee_ray.cluster import NODE_TYPES, NodeType, autoscaled, node_types, slots_that_fit
+from ee_ray.capacity import (
+    NODE_TYPES,
+    SLOT_BYTES,
+    TRIAL_BYTES,
+    NodeType,
+    autoscaled,
+    bounded,
+    declared,
+    node_types,
+    slot_counts,
+    slots_that_fit,
+)
 from ee_ray.errors import UserError
-from ee_ray.spec.sweep import Execution
+from ee_ray.spec.execution import Execution
 
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "docs/cluster-local.yaml"
 FILES = pytest.mark.parametrize("file", [AWS, LOCAL], ids=lambda path: path.name)
@@ -149,6 +160,58 @@ def test_slots_are_counted_worker_by_worker_and_node_by_node():
     with pytest.raises(UserError, match="a stage needs 2 CPUs"):
         slots_that_fit(some, [{"CPU": 1}])
     assert slots_that_fit(Execution(gpus_per_worker=0.1), [{"CPU": 64, "GPU": 1}]) == 10
+
+
+def test_a_part_of_a_gpu_is_a_part_of_one_gpu():
+    """Two fifths of a GPU fit twice on each: on two GPUs four times, and not five, as on paper."""
+    assert slots_that_fit(Execution(gpus_per_worker=0.4), [{"CPU": 64, "GPU": 2}]) == 4
+
+
+MIXED = Execution.model_validate(
+    {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 1.0, "finetune": {"workers": 1, "gpus_per_worker": 0.25}}
+)
+UPSTREAM = ("pretrain", "posttrain")
+
+
+def test_each_shape_is_counted_as_if_it_had_the_cluster_for_itself():
+    assert slot_counts(MIXED, [{"CPU": 16, "GPU": 4}]) == {UPSTREAM: 2, ("finetune",): 8}
+    assert slot_counts(Execution(), [{"CPU": 4}]) == {("pretrain", "posttrain", "finetune"): 4}
+
+
+def test_every_shape_that_nothing_can_hold_is_named_with_its_field():
+    with pytest.raises(UserError) as raised:
+        slot_counts(MIXED, [{"CPU": 1, "GPU": 1}])
+    first, second = raised.value.problems
+    assert first.startswith("execution: a stage needs 4 CPUs and 2 GPUs (execution.workers: 2")
+    assert second.startswith("execution.finetune: a stage needs 2 CPUs and 0.25 GPUs") and "lower execution.finetune.workers" in second  # fmt: skip
+
+
+def test_a_head_bears_as_many_slots_as_its_memory_holds_and_at_least_one_of_each_shape():
+    counts = {UPSTREAM: 4, ("finetune",): 40}
+    each = SLOT_BYTES + TRIAL_BYTES
+    assert bounded(counts, 100 * each) == counts
+    assert bounded(counts, 20 * each + TRIAL_BYTES) == {UPSTREAM: 4, ("finetune",): 16}
+    assert bounded(counts, 6 * each + TRIAL_BYTES) == {UPSTREAM: 3, ("finetune",): 3}
+    assert bounded(counts, 0) == {UPSTREAM: 1, ("finetune",): 1}
+
+
+def test_what_no_node_of_this_heads_cluster_can_hold_is_refused_by_plan(tmp_path, monkeypatch):
+    place = Place(tmp_path)
+    wide = place.write("wide.yaml", execution={"workers": 2, "gpus_per_worker": 1.0, "finetune": {"workers": 1, "gpus_per_worker": 2.0}})  # fmt: skip
+    assert place.ee_ray("plan", wide), "elsewhere nothing is known of any cluster"
+    monkeypatch.setenv(NODE_TYPES, '[{"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8}]')
+    said = place.ee_ray("plan", wide, status=2).stderr
+    assert "wide.yaml: execution.finetune: a stage needs 1 CPUs and 2 GPUs" in " ".join(said.split())
+    place.ee_ray("plan", place.write(execution={"workers": 2, "gpus_per_worker": 1.0}))
+
+
+def test_the_head_of_a_cluster_knows_what_it_may_become_and_not_what_hosts_of_ones_own_have(tmp_path):
+    bootstrap = tmp_path / "ray_bootstrap_config.yaml"
+    bootstrap.write_text(yaml.safe_dump(prepared(AWS)))
+    heads, types = declared({}, bootstrap)
+    assert len(heads) == 1 and sum(kind.at_most for kind in types) == 8
+    bootstrap.write_text(yaml.safe_dump(prepared(LOCAL)))
+    assert declared({}, bootstrap) == declared({}, tmp_path / "none") == ([], [])
 
 
 def test_four_nodes_of_one_cpu_hold_no_worker_of_two():

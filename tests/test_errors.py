@@ -7,9 +7,9 @@ import re
 import pytest
 from conftest import ROOT, Place
 
-from ee_ray.cluster import slots_that_fit
+from ee_ray.capacity import slots_that_fit
 from ee_ray.errors import UserError
-from ee_ray.spec.sweep import Execution
+from ee_ray.spec.execution import Execution
 
 PAGE = (ROOT / "docs" / "errors.md").read_text()
 MESSAGES = re.findall(r"^### `(.+?)`", PAGE, re.MULTILINE)

@@ -10,16 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "fold", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.sweep", "spec.load", "spec.reference",
+    "errors", "fold", "devices", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.execution", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "disk", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "allocator", "feed", "world", "resume", "meter", "loss", "evaluate", "accelerate", "train", "publish", "stage",
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger",
-    "sweep", "gc", "quote", "told", "cluster", "search", "runner", "environment", "scatter", "run",
+    "capacity", "sweep", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
-    "report.words", "report.html", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
-    "export.choice", "export.recipe", "export.card", "export.folder",
+    "report.words", "report.html", "report.samples", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
+    "export.choice", "export.recipe", "export.card", "export.folder", "samples",
     "verify", "measure", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_planning_and_reporting_import_neither_torch_nor_ray(names):
     assert done.stdout.strip() == "[]"
 
 
-def test_ray_is_known_to_five_files_only():
+def test_ray_is_known_to_six_files_only():
     users = {
         name
         for name, path in modules().items()
@@ -82,4 +82,4 @@ def test_ray_is_known_to_five_files_only():
         if (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "ray" for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
     }
-    assert users == {"cluster", "search", "runner", "run", "scatter"}
+    assert users == {"cluster", "search", "trackers", "runner", "run", "scatter"}

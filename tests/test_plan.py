@@ -59,6 +59,12 @@ def test_each_identity_field_changes_every_key(changes):
     [
         {"name": "other"},
         {"execution": {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 1.0, "micro_batch": 1}},
+        {
+            "execution": {
+                "pretrain": {"workers": [1, 8], "parallel": "fsdp"},
+                "finetune": {"gpus_per_worker": 0.25, "micro_batch": 2},
+            }
+        },
         {"search__max_trials": 20},
         {"search__ladder": 8},
         {"objective__practical": 0.5},

@@ -14,6 +14,23 @@ from ee_ray.told import plan_text
 GPUS = {"execution": {"workers": 2, "gpus_per_worker": 1.0, "gpu": "A100"}}
 
 
+def test_kinds_of_stages_are_reckoned_by_what_each_takes(write, tmp_path):
+    """Two workers with a GPU each for pretraining, a quarter of one for the rest: an eighth of the speed and of the GPUs."""
+
+    def quoted(**execution) -> dict:
+        return quote(open_sweep(write(execution=execution), tmp_path / "store"), [])
+
+    alike = quoted(workers=2, gpus_per_worker=1.0)
+    own = {"workers": 1, "gpus_per_worker": 0.25}
+    mixed = quoted(workers=2, gpus_per_worker=1.0, posttrain=own, finetune=own)
+    assert len(set(alike["tokens_per_s"]["by_kind"].values())) == 1
+    rates = mixed["tokens_per_s"]["by_kind"]
+    assert rates["pretrain"] == alike["tokens_per_s"]["value"] == mixed["tokens_per_s"]["value"]
+    assert rates["finetune"] == rates["posttrain"] == pytest.approx(rates["pretrain"] / 8, rel=1e-6)
+    assert mixed["gpu_hours"] == pytest.approx(alike["gpu_hours"], abs=1e-4), "slower by as much as they take less"
+    assert [stage["key"] for stage in mixed["stages"]] == [stage["key"] for stage in alike["stages"]]
+
+
 def test_a_price_is_that_of_the_gpu_hours(tmp_path):
     quotation = quote(open_sweep(ROOT / "sweeps/paper/figure3a_30m.yaml", tmp_path), [], price=2.5)
     price, hours, tokens = quotation["price"], quotation["gpu_hours"], quotation["tokens"]

@@ -29,11 +29,11 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Place:
 class Run:
     """`ee-ray run` in a process of its own, and the processes that it started."""
 
-    def __init__(self, place: Place, spec: str):
-        command = [sys.executable, "-m", "ee_ray.cli", "run", spec]
-        self.log = place.folder / "stderr.log"
+    def __init__(self, place: Place, spec: str, *arguments: str, **environment: str):
+        command = [sys.executable, "-m", "ee_ray.cli", "run", spec, *arguments]
+        self.log = place.folder / f"{spec}.log"
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=place.folder, env=ray_environment(), stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=place.folder, env=ray_environment() | environment, stdout=log, stderr=log)  # fmt: skip
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -139,3 +139,38 @@ def test_more_workers_than_the_machine_has_cpus_is_said_in_one_message(tmp_path)
     said = run.log.read_text()
     assert "a stage needs 999 CPUs" in said and "lower execution.workers" in said
     assert "Traceback" not in said
+
+
+ANNOUNCED = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+cluster.add_node(num_cpus=3, num_gpus=1)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_stages_of_a_part_of_a_gpu_share_it_and_those_of_a_whole_one_have_it_for_themselves(finished, tmp_path):
+    """One GPU, announced to Ray on a machine that has none: Ray's bookkeeping is the real one, training is on CPUs. Slots of
+    both shapes want it, and give way to each other."""
+    place = Place(tmp_path)
+    execution = {"gpus_per_worker": 1.0, "finetune": {"gpus_per_worker": 0.5}}
+    spec = place.write(search__seeds=[0], search__max_trials=3, search__runs_per_round=3, execution=execution)
+    cluster = subprocess.Popen([sys.executable, "-c", ANNOUNCED], env=ray_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        address = cluster.stdout.readline().strip()
+        run = Run(place, spec, "--address", address, EE_RAY_DEVICE="cpu")
+        assert run.end() == 0, run.log.read_text()
+    finally:
+        cluster.communicate(timeout=60)
+    assert place.numbers().items() <= finished.numbers().items() and len(place.numbers()) == 11
+    at_once: dict[str, int] = {"pretrain": 0, "posttrain": 0, "finetune": 0}
+    running: set[str] = set()
+    for event in place.store.journalled("tiny"):
+        kind = place.store.record(event["key"])["kind"]
+        running ^= {event["key"]}
+        assert kind == "finetune" or len(running) <= 1, "a whole GPU is not shared"
+        at_once[kind] = max(at_once[kind], len(running))
+    assert at_once == {"pretrain": 1, "posttrain": 1, "finetune": 2}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ee_ray.board import Board
-from ee_ray.cluster import autoscaled
+from ee_ray.capacity import autoscaled
 from ee_ray.disk import sha256
 from ee_ray.errors import UserError
 from ee_ray.plan import distinct

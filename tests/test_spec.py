@@ -59,6 +59,17 @@ def test_all_problems_of_a_file_come_at_once(write):
         ({"execution__workers": [4, 2]}, "a range goes up, as [1, 8] does, got [4, 2]"),
         ({"execution__workers": [1, 5]}, "global_batch_size 4 leaves some of execution.workers [1, 5] without"),
         ({"execution__parallel": "zero"}, "execution.parallel: "),
+        ({"execution__posttrain": {"workers": 5}}, "leaves some of execution.posttrain.workers 5 without"),
+        ({"execution__gpus_per_worker": 1.5}, "gpus_per_worker 1.5: more than one GPU is a whole number of them"),
+        (
+            {"execution": {"workers": 2, "finetune": {"gpus_per_worker": 0.5}}},
+            "execution: finetune: gpus_per_worker 0.5: a part of a GPU is for stages of one worker, got workers 2",
+        ),
+        ({"execution__finetune": {"workers": [4, 2]}}, "execution: finetune: a range goes up"),
+        (
+            {"execution__finetune": {"checkpoint_seconds": 1.0}},
+            "execution.finetune.checkpoint_seconds: is not a field here",
+        ),
         ({"schema": 2}, "schema: input should be 1, got 2"),
         ({"data__post": {"source": "builtin:music"}}, "size is needed for builtin"),
         ({"sequence_length": True}, "sequence_length: input should be a valid integer, got True"),

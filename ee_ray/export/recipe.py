@@ -9,8 +9,8 @@ import yaml
 from ee_ray.ledger import Ledger
 from ee_ray.plan import Trial
 from ee_ray.spec.data import ROLES
-from ee_ray.spec.stages import Stages
-from ee_ray.spec.sweep import STAGES, SweepSpec
+from ee_ray.spec.stages import KINDS, Stages
+from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import Sweep
 
 STOPS = ("max_tokens", "max_hours", "max_gpu_hours", "choices")
@@ -35,7 +35,7 @@ def _move_paths(fields: dict[str, Any], start: Path, folder: Path) -> None:
 
 
 def _enlarged(fields: dict[str, Any], times: int) -> None:
-    for stage in STAGES:
+    for stage in KINDS:
         fields["stages"][stage]["tokens"] *= times
     for role in ROLES:
         if "size" in fields["data"][role]:

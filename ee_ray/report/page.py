@@ -14,6 +14,7 @@ from ee_ray.report import sections, words
 from ee_ray.report.answers import answers
 from ee_ray.report.figures import KIND_COLOURS, LAYOUT, draw
 from ee_ray.report.html import asset, document, drawn, packed, plain_json, plotly, rows_of
+from ee_ray.report.samples import samples_html
 from ee_ray.report.summary import contrast, summarize, verdict_sentence
 from ee_ray.report.tables import Tables, compute, write_tables
 from ee_ray.sweep import Sweep
@@ -43,7 +44,12 @@ def make_report(sweep: Sweep, ledger: Ledger, live: str | None = None) -> Report
     summary = summarize(sweep, ledger, found, contrasted)
     tables = compute(sweep, ledger, found, contrasted)
     figures = draw(tables, len(sweep.spec.choices), sweep.spec.search.ci_width)
-    return Report(summary, tables, figures, _page(sweep, ledger, summary, tables, figures, live))
+    return Report(
+        summary,
+        tables,
+        figures,
+        _page(sweep, ledger, summary, tables, figures, samples_html(sweep, ledger, found), live),
+    )
 
 
 def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> Report:
@@ -56,8 +62,8 @@ def write_report(sweep: Sweep, ledger: Ledger, folder: Path) -> Report:
     return report
 
 
-def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, figures: dict[str, go.Figure], live: str | None) -> str:  # fmt: skip
-    parts = sections.body(sweep, ledger, summary, tables, list(figures))
+def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, figures: dict[str, go.Figure], samples: str, live: str | None) -> str:  # fmt: skip
+    parts = sections.body(sweep, ledger, summary, tables, list(figures), samples)
     sentence = verdict_sentence(summary)
     if not ledger.decision.stop:
         sentence = f"So far, with {len(ledger.results)} of {len(ledger.trials)} trials asked for: {sentence}"

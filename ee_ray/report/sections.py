@@ -59,8 +59,8 @@ def _interval(gain: dict[str, Any]) -> str:
     return f"[{gain['ci95'][0]:.3f}, {gain['ci95'][1]:.3f}]"
 
 
-def body(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, drawn: list[str]) -> list[Part]:
-    """Every section, in order."""
+def body(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, drawn: list[str], samples: str) -> list[Part]:  # fmt: skip
+    """Every section, in order. samples: HTML of texts and what stages make of them."""
     return [
         Part("losses", "Losses", _losses(summary, tables, drawn)),
         Part("frontier", "Frontier", _frontier(sweep, tables, drawn)),
@@ -70,7 +70,7 @@ def body(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, 
         Part("search", "Search", _search(sweep, summary, tables, drawn)),
         Part("tree", "Stages", _tree(summary, tables, drawn)),
         Part("cost", "Cost", _cost(tables)),
-        Part("data", "Data", _data(sweep, summary)),
+        Part("data", "Data", _data(sweep, summary, samples)),
         Part("noise", "Noise", _noise(summary, tables, drawn)),
         Part("failures", "Failures", _failures(ledger)),
         Part("recipes", "Every recipe", _recipes(summary)),
@@ -220,7 +220,7 @@ def _cost(tables: Tables) -> str:
     return section("cost", "Cost", table(header, rows, "time and disk by kind of stage"), note("Summed over stages, as if one after another; device-hours: training and evaluation, times workers."))  # fmt: skip
 
 
-def _data(sweep: Sweep, summary: dict[str, Any]) -> str:
+def _data(sweep: Sweep, summary: dict[str, Any], samples: str) -> str:
     rows = []
     for role in ROLES:
         pool, epochs = sweep.packed(role), summary["epochs"][role]
@@ -239,7 +239,7 @@ def _data(sweep: Sweep, summary: dict[str, Any]) -> str:
         "epochs realised at most",
         "fingerprint",
     ]
-    return section("data", "Data", table(header, rows, "corpora"), note("Epochs: passes over the pool by the recipe that reads most of it. The fingerprint covers source, revision or content, tokenizer and packing."))  # fmt: skip
+    return section("data", "Data", table(header, rows, "corpora"), note("Epochs: passes over the pool by the recipe that reads most of it. The fingerprint covers source, revision or content, tokenizer and packing."), samples)  # fmt: skip
 
 
 def _noise(summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:

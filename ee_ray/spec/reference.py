@@ -117,7 +117,7 @@ listed) is said by `ee-ray plan`."""
 def page(found: dict[str, Any]) -> str:
     """docs/spec.md for a schema: a table for each part, the whole file first."""
     parts = {"A sweep": {**found, "description": "The fields at the top of the file."}}
-    order = ["Source", "Data", "Tokenizer", "Train", "Checkpoint", "Stages", "Pretrain", "Exposure", "Posttrain", "EarlyStopping", "Dropout", "Lora", "Finetune", "Search", "Objective", "Execution"]  # fmt: skip
+    order = ["Source", "Data", "Tokenizer", "Train", "Checkpoint", "Stages", "Pretrain", "Exposure", "Posttrain", "EarlyStopping", "Dropout", "Lora", "Finetune", "Search", "Objective", "Execution", "Own"]  # fmt: skip
     assert sorted(order) == sorted(found["$defs"]), "a part of the spec has no place on the page"
     parts |= {name: found["$defs"][name] for name in order}
     return "\n\n".join([HEAD, *(_section(title, part) for title, part in parts.items())]) + "\n"

@@ -6,6 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ee_ray.spec.strict import Positive, Rate, Sequences, Steps, StepsFromZero, Strict, Tokens, Windows
 
+Kind = Literal["pretrain", "posttrain", "finetune"]
+KINDS: tuple[Kind, ...] = ("pretrain", "posttrain", "finetune")
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 

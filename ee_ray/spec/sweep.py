@@ -7,61 +7,19 @@ Fields that can change a number and fields that only say where and how fast to r
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ee_ray.spec.data import Data
+from ee_ray.spec.execution import Execution
 from ee_ray.spec.model import PRESETS, Checkpoint, ModelField
 from ee_ray.spec.search import Objective, Search
-from ee_ray.spec.stages import Stages
-from ee_ray.spec.strict import ContextTokens, Positive, Seconds, Sequences, Steps, Strict
+from ee_ray.spec.stages import KINDS, Stages
+from ee_ray.spec.strict import ContextTokens, Strict
 from ee_ray.spec.tokenizer import Tokenizer
-
-STAGES = ("pretrain", "posttrain", "finetune")
 
 
 def _of_choices(error: ValidationError) -> list[str]:
     return [f"search.choices: {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}" for item in error.errors()]  # fmt: skip
-
-
-Gpu = Literal["B200", "GH200", "H200", "H100", "A100", "L40S", "L40", "L4", "A10G", "A40", "A6000", "RTX 4090", "V100"]
-
-
-class Execution(Strict):
-    """Where and how fast, never what: no field here can change a key."""
-
-    workers: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = 1
-    """how many share a stage, and divide its batches: a number, or a range [fewest, most] of which as many work as the
-    cluster has room for, more or fewer as nodes come and go"""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """each worker with the whole model (ddp), or with a part of weights, gradients and optimizer (fsdp: FSDP2), for models
-    that do not fit otherwise"""
-    cpus_per_worker: Positive = 1
-    """CPUs, and threads, of each worker"""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of each worker; 0 trains on CPUs"""
-    gpu: Gpu = "H100"
-    """what `plan` reckons with until a stage was measured"""
-    micro_batch: Sequences | None = None
-    """of one forward pass; without it as many as a worker's share of the batch"""
-    checkpoint_seconds: Seconds = 300.0
-    """how often a stage's state is saved: what a crash can cost"""
-    checkpoint_steps: Steps | None = None
-    """if given, also after every so many steps"""
-
-    @field_validator("workers")
-    @classmethod
-    def _rising(cls, workers: int | list[int]) -> int | list[int]:
-        if isinstance(workers, list) and workers[0] >= workers[1]:
-            raise ValueError(f"a range goes up, as [1, 8] does, got {workers}")
-        return workers
-
-    @property
-    def fewest_workers(self) -> int:
-        return self.workers[0] if isinstance(self.workers, list) else self.workers
-
-    @property
-    def most_workers(self) -> int:
-        return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
 class SweepSpec(Strict):
@@ -115,7 +73,7 @@ class SweepSpec(Strict):
         for path, value in self.choices[choice].items():
             stage, _, field = path.partition(".")
             changed.setdefault(stage, getattr(self.stages, stage).model_dump())[field] = value
-        stages = Stages.model_validate({**{name: dict(getattr(self.stages, name)) for name in STAGES}, **changed})
+        stages = Stages.model_validate({**{name: dict(getattr(self.stages, name)) for name in KINDS}, **changed})
         return self.model_copy(update={"stages": stages})
 
     @model_validator(mode="after")
@@ -131,10 +89,11 @@ class SweepSpec(Strict):
 
     def _problems(self) -> list[str]:
         problems = self._setting_problems()
-        for name in STAGES:
-            stage = getattr(self.stages, name)
-            if stage.global_batch_size < self.execution.most_workers:
-                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} leaves some of execution.workers {self.execution.workers} without a sequence: use fewer workers")  # fmt: skip
+        for name in KINDS:
+            stage, shape = getattr(self.stages, name), self.execution.shape(name)
+            if stage.global_batch_size < shape.most_workers:
+                where = "execution" if self.execution.own(name).workers is None else f"execution.{name}"
+                problems.append(f"stages.{name}.global_batch_size {stage.global_batch_size} leaves some of {where}.workers {shape.workers} without a sequence: use fewer workers")  # fmt: skip
             if stage.tokens % self.sequence_length:
                 problems.append(f"stages.{name}.tokens {stage.tokens} is not a multiple of sequence_length {self.sequence_length}")  # fmt: skip
         step = self.sequence_length * self.search.ladder

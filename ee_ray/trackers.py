@@ -1,0 +1,170 @@
+"""Trials told to MLflow or Weights & Biases, through Ray's own callbacks for them. Off unless it is asked for.
+
+Who they are told to is no matter of the sweep: accounts, addresses and keys come from the tracker's own environment, and
+nothing of them is written into the store. A tracker that fails is said and left; the sweep goes on.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as parquet
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+from ray.air.integrations.wandb import WandbLoggerCallback
+from ray.tune import Callback
+from ray.tune.logger import LoggerCallback
+
+from ee_ray.ledger import trial_rows
+from ee_ray.plan import Trial, distinct
+from ee_ray.search import LOSSES, Job
+from ee_ray.store import Store
+
+ENDS = {"loss": "train_loss", "tokens_per_s": "tokens_per_s", "tokens": "tokens"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What Ray's callbacks read of a trial: a name, an id, a recipe. `tags` are sweep, lambda and seed."""
+
+    trial_id: str
+    name: str
+    experiment_dir_name: str
+    local_path: str
+    config: dict[str, Any] = field(compare=False)
+    tags: dict[str, str] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def recipe(job: Job, trial: Trial) -> dict[str, Any]:
+    """The recipe by dotted names, as the spec has them: lambda, seed, choice, and every setting of the three stages."""
+    stages = job.spec.chosen(trial.point.choice).stages.model_dump(mode="json")
+    said: dict[str, Any] = {"lambda": trial.point.level / job.spec.search.ladder, "seed": trial.point.seed}
+    said |= {"choice": trial.point.choice} if len(job.spec.choices) > 1 else {}
+    said |= {"sweep": job.spec.name, "setting": job.spec.setting, "precision": job.spec.precision}
+    for kind, settings in stages.items():
+        said |= {f"{kind}.{name}": value for name, value in settings.items()}
+    return said
+
+
+def results(job: Job, trial: Trial) -> dict[str, float]:
+    """The four losses by fine-tuning rate, and where each stage's training ended, from the store; failed stages have none."""
+    store = Store(job.storage)
+    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
+    found: dict[str, float] = {}
+    for row in trial_rows(job.spec, trial, records):
+        mine = row["finetune_lr"] == job.spec.objective.finetune_lr
+        for name in LOSSES:
+            found |= {f"{name}.lr{row['finetune_lr']:g}": row[name]} | ({name: row[name]} if mine else {})
+    named = {stage.key: kind for kind, stage in _stages(trial)}
+    for key, record in records.items():
+        found |= {f"{named[key]}.{name}": record[field] for name, field in ENDS.items()}
+        found |= _curve_end(store, key, named[key])
+    return found
+
+
+def _stages(trial: Trial) -> list[tuple[str, Any]]:
+    chain = len(trial.pretrains) > 1
+    pairs: list[tuple[str, Any]] = [(f"pretrain{number}" if chain else "pretrain", stage) for number, stage in enumerate(trial.pretrains, 1)]  # fmt: skip
+    if trial.posttrain:
+        pairs.append(("posttrain", trial.posttrain))
+    return pairs + [(f"finetune.lr{rate:g}", stage) for rate, stage in trial.finetunes]
+
+
+def _curve_end(store: Store, key: str, kind: str) -> dict[str, float]:
+    """The last gradient norm and learning rate that are not NaN."""
+    table = parquet.read_table(store.metrics(key), columns=["grad_norm", "learning_rate"])
+    ends: dict[str, float] = {}
+    for name in table.column_names:
+        seen = [value for value in table[name].to_pylist() if value == value]
+        ends |= {f"{kind}.{name}": seen[-1]} if seen else {}
+    return ends
+
+
+class _Mlflow(MLflowLoggerCallback):  # type: ignore[misc]
+    def log_trial_start(self, trial: Run) -> None:
+        self.tags = trial.tags
+        super().log_trial_start(trial)
+
+
+class _Wandb(WandbLoggerCallback):  # type: ignore[misc]
+    def log_trial_start(self, trial: Run) -> None:
+        """Ray would hand the key to its actor by a runtime environment, which it writes into a log. Processes of a Ray that
+        was started here inherit it; on a cluster they read what `wandb login` left."""
+        self.kwargs["tags"] = [f"{name}:{value}" for name, value in trial.tags.items()]
+        key = os.environ.pop("WANDB_API_KEY", None)
+        try:
+            super().log_trial_start(trial)
+        finally:
+            if key is not None:
+                os.environ["WANDB_API_KEY"] = key
+
+
+def _open(name: str, sweep: str) -> LoggerCallback:
+    if name == "mlflow":
+        return _Mlflow(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME") or sweep)
+    # Its files go where wandb would put them, not into Ray's folder of the trial, which ends with the run.
+    return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd())  # fmt: skip
+
+
+class Tracked(Callback):  # type: ignore[misc]
+    """Tells one tracker which trials of a sweep begin and what they give."""
+
+    def __init__(self, name: str, job: Job, say: Callable[[str], None]):
+        self.name, self.job, self.say = name, job, say
+        self.inner: LoggerCallback | None = None
+        self.runs: dict[str, Run] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of a tracker goes into what Tune saves."""
+        return {"name": self.name}
+
+    def _try(self, work: Callable[[LoggerCallback], None]) -> None:
+        if self.inner is None:
+            return
+        try:
+            work(self.inner)
+        except Exception as error:  # whatever a server or a network may do
+            self._leave(error)
+
+    def _leave(self, error: Exception) -> None:
+        self.inner = None
+        said = " ".join(str(error).split())[:300]
+        self.say(f"--track {self.name}: is left, the sweep goes on: {type(error).__name__}: {said}")
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        try:
+            self.inner = _open(self.name, self.job.spec.name)
+            self.inner.setup()
+        except Exception as error:  # no server, no key, no network
+            self._leave(error)
+
+    def _run(self, trial: Any) -> Run:
+        if trial.trial_id not in self.runs:
+            said = recipe(self.job, self.job.trial(trial.config))
+            tags = {name: str(said[name]) for name in ("sweep", "lambda", "seed")}
+            name = str(trial)
+            self.runs[trial.trial_id] = Run(trial.trial_id, name, self.job.spec.name, trial.local_path, said, tags)
+        return self.runs[trial.trial_id]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._try(lambda inner: inner.log_trial_start(self._run(trial)))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any) -> None:  # fmt: skip
+        def tell(inner: LoggerCallback) -> None:
+            told = results(self.job, self.job.trial(trial.config)) | {"training_iteration": result["training_iteration"]}  # fmt: skip
+            inner.log_trial_result(iteration, self._run(trial), told | {"failed_stages": result["failed_stages"]})
+
+        self._try(tell)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        failed = bool((trial.last_result or {}).get("failed_stages"))
+        self._try(lambda inner: inner.log_trial_end(self._run(trial), failed=failed))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._try(lambda inner: inner.log_trial_end(self._run(trial), failed=True))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        self._try(lambda inner: inner.on_experiment_end(list(self.runs.values())))
