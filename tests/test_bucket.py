@@ -5,11 +5,12 @@ What holds for both kinds of store is in test_store.py and test_lease.py.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from ee_ray.lease import claim, newest
 from ee_ray.objects import PATIENCE, Objects
 from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -105,6 +108,29 @@ def test_a_holder_elsewhere_is_dead_once_its_beats_are_missed_by_the_clock_of_th
     with pytest.raises(OSError):
         store.renew_claim(f"{STAGE.key}.3")
     assert store.claims() == [], "a claim that was taken over does not come back"
+
+
+def test_a_claim_that_could_not_be_renewed_while_the_server_was_away_is_alive(store, s3, monkeypatch):
+    store.create_claim(f"{STAGE.key}.1", b'{"holder": "far", "machine": "another", "pid": 1}')
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.5)
+    with s3.away(3.0):
+        assert claim(store, STAGE, "b") is None, "its holder could not say so"
+    time.sleep(1.6)
+    held = claim(store, STAGE, "b")
+    assert held, "and has not said so since"
+    held.release()
+
+
+def test_files_of_stages_go_from_a_mirror_whose_disk_gets_full_and_are_fetched_again(store, monkeypatch):
+    publish(store)
+    weights = store.weights(STAGE.key)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(total=1000, used=900, free=100))
+    publish(store, key="1" * 16)
+    assert weights.exists(), "in use"
+    os.utime(weights, (0, 0))
+    publish(store, key="2" * 16)
+    assert not weights.exists() and store.record(STAGE.key)
+    assert store.weights_checked(STAGE.key).read_bytes() == b"weights"
 
 
 def test_a_write_whose_answer_was_lost_is_known_as_ones_own(store):
