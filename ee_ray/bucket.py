@@ -193,6 +193,7 @@ class Bucket:
 
     def _make_room(self) -> None:
         """Where the disk gets full, remove files of stages from the mirror, the longest unused first."""
+        self.root.mkdir(parents=True, exist_ok=True)
         disk, now = shutil.disk_usage(self.root), time.time()
         short = FREE_SHARE * disk.total - disk.free
         if short <= 0:

@@ -87,6 +87,15 @@ class Objects:
         return time.monotonic() - self._answers_since
 
     def _ask(self, call: Callable[[], Any]) -> Any:
+        try:
+            return self._asked(call)
+        except KeyboardInterrupt:
+            self._is_away = (
+                self._has_failed
+            )  # whoever does not want to wait shall not wait for what is cleared up either
+            raise
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, called again for as long as the server is away or busy, but once it has been away too long.
 
         Raises:

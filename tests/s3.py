@@ -44,7 +44,11 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = listening.accept()
-                there = socket.create_connection(("127.0.0.1", self.target))
+                try:
+                    there = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:
+                    here.close()
+                    continue
                 self._pairs |= {here, there}
                 for a, b in ((here, there), (there, here)):
                     threading.Thread(target=self._hand_on, args=(a, b), daemon=True).start()

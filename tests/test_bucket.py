@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -70,6 +71,19 @@ def test_another_host_reads_what_was_published_and_nothing_that_was_changed_sinc
         other_host(store, tmp_path, monkeypatch).weights(STAGE.key)
     s3.client().delete_object(Bucket="stores", Key=item["Key"])
     assert store.damage(STAGE.key) == [f"stage {STAGE.key}: weights.safetensors is missing"]
+
+
+def test_a_host_that_has_nothing_yet_fetches_what_others_made_once(store, tmp_path, monkeypatch):
+    made = store.data("f" * 16)
+    made.mkdir(parents=True)
+    (made / "manifest.json").write_text("{}")
+    (made / "train-00000.bin").write_bytes(b"tokens")
+    store.publish_made(made)
+    there = other_host(store, tmp_path, monkeypatch)
+    assert [path.name for path in there.data("f" * 16).glob("[!.]*")] == ["manifest.json"], "enough to plan with"
+    assert (there.corpus("f" * 16) / "train-00000.bin").read_bytes() == b"tokens"
+    monkeypatch.setattr(Objects, "download", None)
+    assert there.corpus("f" * 16) == Store(store.place).corpus("f" * 16)
 
 
 def test_what_is_removed_and_trained_again_is_not_taken_from_an_old_mirror(store, tmp_path, monkeypatch):
@@ -160,6 +174,20 @@ def test_a_server_that_is_away_is_waited_for_and_one_that_stays_away_is_said_onc
     finally:
         s3.relay.open()
     assert store.published() == [STAGE.key]
+
+
+def test_whoever_interrupts_the_waiting_does_not_wait_for_what_is_cleared_up(store, s3):
+    s3.relay.close()
+    try:
+        threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            store.published()
+        started = time.monotonic()
+        with pytest.raises(Unreachable):
+            store.claims()
+        assert time.monotonic() - started < 1
+    finally:
+        s3.relay.open()
 
 
 @pytest.mark.parametrize(
