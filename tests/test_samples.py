@@ -75,7 +75,7 @@ def test_a_stage_is_sampled_once_and_what_was_said_stays_when_its_weights_go(cop
     assert copy.ee_ray("report", "tiny.yaml").exit_code == 0
     page = (copy.folder / "reports/tiny/index.html").read_text()
     assert "Held-out text, and how each stage goes on with it" in page
-    assert "Not shown: 1 stages" in page and gone in kept(sweep)["stages"] and lost not in kept(sweep)["stages"]
+    assert "Not shown: 1 stage," in page and gone in kept(sweep)["stages"] and lost not in kept(sweep)["stages"]
 
 
 def test_the_run_has_taken_them_and_the_page_has_every_text_without_any_markup_of_theirs(finished):

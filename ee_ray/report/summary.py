@@ -219,8 +219,8 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     practical = summary["objective"]["practical"]
     return {
         "interior": f"Interior optimum: {place}; {gains}.",
-        "boundary_0": f"Keep all of it for post-training: the best lambda is 0; {place}.",
-        "boundary_1": f"Put all of it into pretraining: the best lambda is 1; {place}.",
+        "boundary_0": f"Boundary at 0, all-post-training: no split is better by {practical:g} nats or more; {place}; {name} is {over_1} nats below all-pretraining.",
+        "boundary_1": f"Boundary at 1, all-pretraining: no split is better by {practical:g} nats or more; {place}; {name} is {over_0} nats below all-post-training.",
         "flat": f"The split does not matter: {name} differs by less than {practical:g} nats over lambda.",
         "undetermined": f"Undetermined: the data allow {place}; {gains}. More seeds or levels are needed.",
     }[optimum["verdict"]]
