@@ -2,7 +2,9 @@
 
     python benchmarks/faults.py                     every fault, one after another; then the table of docs/reliability.md
     python benchmarks/faults.py --only worker       some of them; the others keep their rows
-    python benchmarks/faults.py --soak 50           that many faults, drawn at random, in one sweep
+    python benchmarks/faults.py --hosts             those of three hosts (root; host_faults.py)
+    python benchmarks/faults.py --soak 50           that many faults, drawn at random, in one sweep; with --keep FOLDER
+                                                    --limit 200 for so many seconds, and the same line goes on
 
 A fault is injected while at least one stage is half-way. Measured: the age of the oldest state that a stage goes back to
 (what is lost), how long everything and how long a stage that was hit stood still (until the run itself, or the same command
@@ -32,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Place  # noqa: E402
+from host_faults import FAULTS as HOST_FAULTS  # noqa: E402
+from host_faults import suffer as suffer_on_hosts  # noqa: E402
 from test_ray import TRAIN_WORKER, TRIAL_DRIVER, Run  # noqa: E402
 
 CHECKPOINT_SECONDS = 1.0
@@ -43,7 +47,7 @@ SWEEP: dict[str, Any] = {
 }
 RESULTS, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
 MARKS = ("<!-- table of benchmarks/faults.py -->", "<!-- end of table -->")
-CONTROLLER, RAYLET, GCS = "ray::TrainController", "raylet/raylet", "gcs/gcs_server"
+CONTROLLER, BOARD, RAYLET, GCS = "ray::TrainController", "ray::Board", "raylet/raylet", "gcs/gcs_server"
 FREEZE_SECONDS = 45.0  # longer than a claim lives without a sign of life
 
 
@@ -60,6 +64,7 @@ class Row:
     trained_again: int
     begun_twice: int
     same_bits: bool
+    traceback: bool
 
 
 def kill(name: str) -> Callable[[Run, Place], None]:
@@ -107,7 +112,7 @@ FAULTS = {
     "worker": Fault("kill -9 of a train worker", kill(TRAIN_WORKER)),
     "controller": Fault("kill -9 of a train controller", kill(CONTROLLER)),
     "driver": Fault("kill -9 of a trial driver", kill(TRIAL_DRIVER)),
-    "board": Fault("kill -9 of the board", kill("ray::Board")),
+    "board": Fault("kill -9 of the board", kill(BOARD)),
     "raylet": Fault("kill -9 of the raylet (its only node)", kill(RAYLET)),
     "head": Fault("kill -9 of the head's control store (gcs)", kill(GCS)),
     "run": Fault("kill -9 of `ee-ray run`", send(signal.SIGKILL)),
@@ -115,7 +120,10 @@ FAULTS = {
     "full": Fault("disk full under the store, until the run has ended", fill, True),
     "slow": Fault(f"the store's disk hangs for {FREEZE_SECONDS:g} s (fsfreeze)", freeze, True),
 }
-DRAWN = ("worker", "controller", "driver", "run", "sigterm")
+PROCESSES = {"worker": TRAIN_WORKER, "controller": CONTROLLER, "driver": TRIAL_DRIVER, "board": BOARD}
+DRAWN = ("worker", "worker", "controller", "driver", "driver", "board")
+ENDING = ("sigterm", "run", "head", "raylet")  # the run ends, which costs a start of Ray: a few of each
+SOAKED = SWEEP | {"stages__pretrain__tokens": 49_152, "execution__checkpoint_seconds": 0.2}
 
 
 @contextmanager
@@ -209,57 +217,107 @@ def suffer(name: str, folder: Path, unbroken: Place) -> Row:
     run, later = watch_until(run, place, spec, lambda: False)
     (again, twice), (silence, stood) = events(place), standstill(place)
     same = place.numbers() == unbroken.numbers() and place.summary()["optimum"] == unbroken.summary()["optimum"]
-    return Row(fault.says, status or later, round(lost, 1), silence, stood, again, twice, same)
+    traceback = "Traceback" in run.log.read_text()
+    return Row(fault.says, status or later, round(lost, 1), silence, stood, again, twice, same, traceback)
 
 
-def soak(count: int, folder: Path, seed: int) -> dict[str, Any]:
-    """`count` faults in one sweep, each once something was published after the one before."""
-    draw, place, place2 = random.Random(seed), Place(folder / "soak"), Place(folder / "whole")
-    for each in (place, place2):
-        each.folder.mkdir()
-    seeds = list(range(max(2, count // 8)))  # about two stages a fault
-    changes = {
-        **SWEEP,
+@dataclass
+class Soak:
+    """How far a soak is; kept in its folder, so that a long one can be made in portions."""
+
+    done: dict[str, int]
+    seconds: float = 0.0
+
+    @property
+    def faults(self) -> int:
+        return sum(self.done.values())
+
+
+def hurt(run: Run, draw: random.Random) -> str | None:
+    """Kill one process of the run, drawn by kind and then among those of its kind; the kind, None if there was none."""
+    kind = draw.choice(DRAWN)
+    victims = run.named(PROCESSES[kind])
+    if victims:
+        draw.choice(victims).kill()
+    return kind if victims else None
+
+
+def portion(soak: Soak, count: int, place: Place, spec: str, draw: random.Random, until: float) -> None:
+    """One `ee-ray run`: hurt in its processes, each time once something was published after the fault before, until it ends
+    or is ended by a fault that it cannot outlive."""
+    run, begun, most = Run(place, spec), time.monotonic(), 1 + count // len(ENDING)
+    faults, published = 0, len(place.store.published())
+    while run.process.poll() is None:
+        assert time.monotonic() < begun + 900, run.log.read_text()[-3000:]
+        time.sleep(0.1)
+        if soak.faults >= count or len(place.store.published()) <= published:
+            continue
+        if faults == most - 1 or time.monotonic() > until:
+            name = min(ENDING, key=lambda name: soak.done.get(name, 0))
+            FAULTS[name].inject(run, place)
+            soak.done[name] = soak.done.get(name, 0) + 1
+            run.process.wait(200)
+            break
+        time.sleep(draw.uniform(0, 1))
+        published = len(place.store.published())
+        if name := hurt(run, draw):
+            soak.done[name], faults = soak.done.get(name, 0) + 1, faults + 1
+    soak.seconds += time.monotonic() - begun
+    print(f"{soak.faults} faults, {len(place.store.published())} stages, ended with {run.process.poll()}", flush=True)
+
+
+def soak(count: int, folder: Path, seed: int, limit: float) -> dict[str, Any] | None:
+    """`count` faults in one sweep; None if `limit` seconds were not enough, and the same call goes on."""
+    until, notes = time.monotonic() + limit, folder / "soak.json"
+    place, whole = Place(folder / "soak"), Place(folder / "whole")
+    for each in (place, whole):
+        each.folder.mkdir(parents=True, exist_ok=True)
+    seeds = list(range(max(2, count // 5)))  # 11 stages each: about two stages a fault
+    changes = SOAKED | {
         "search__seeds": seeds,
         "search__max_trials": 3 * len(seeds),
         "search__anchor_seeds": len(seeds),
     }
-    spec, started, done = place.write(**changes), time.monotonic(), Counter()
-    run = start(place, spec)
-    while sum(done.values()) < count:
-        before = len(place.store.published())
-        run, _ = watch_until(run, place, spec, lambda: len(place.store.published()) > before and bool(half_way(place)))  # noqa: B023
-        if run.process.poll() == 0:
-            break
-        time.sleep(draw.uniform(0, 2))
-        name = draw.choice(DRAWN)
-        FAULTS[name].inject(run, place)
-        done[name] += 1
-    watch_until(run, place, spec, lambda: False, 900)
-    seconds = time.monotonic() - started
-    place2.ee_ray("run", place2.write(**changes), "--local")
+    spec, found = place.write(**changes), Soak(**json.loads(notes.read_text())) if notes.exists() else Soak({})
+    while not (place.folder / "reports/tiny/summary.json").exists():
+        if time.monotonic() > until:
+            return None
+        portion(found, count, place, spec, random.Random(seed + found.faults), until)
+        notes.write_text(json.dumps(asdict(found)))
+    if not (whole.folder / "reports/tiny/summary.json").exists():
+        if time.monotonic() > until - limit / 2:
+            return None
+        whole.ee_ray("run", whole.write(**changes), "--local")
     again, twice = events(place)
     return {
-        "faults": dict(done),
+        "faults": found.done,
         "stages": len(place.store.published()),
-        "seconds": round(seconds),
+        "seconds": round(found.seconds),
         "trained_again": again,
         "begun_twice": twice,
-        "same_bits": place.numbers() == place2.numbers(),
+        "same_bits": place.numbers() == whole.numbers() and place.summary()["optimum"] == whole.summary()["optimum"],
     }
 
 
+HEADS = ["the run", "lost at most", "all stood still", "a hit stage began again after", "published stages trained again", "final numbers"]  # fmt: skip
+
+
+def _lines(first: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"| {' | '.join([first, *HEADS])} |", "|---" * (len(HEADS) + 1) + "|"]
+    for row in rows:
+        how = " and a traceback" if row.get("traceback") else ""
+        went = f"ended with {row['status']}{how}; the same command went on" if row["status"] else "went on"
+        went += f" ({row['orphans']})" if row.get("orphans") else ""
+        stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
+        same = "the same bits" if row["same_bits"] else "**differ**"
+        lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
+    return lines
+
+
 def table(results: dict[str, Any]) -> str:
-    lines = [
-        "| fault | the run | lost at most | all stood still | a hit stage began again after | published stages trained again | final numbers |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in FAULTS:
-        if row := results["faults"].get(name):
-            went = f"ended with {row['status']}; the same command went on" if row["status"] else "went on"
-            stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
-            same = "the same bits" if row["same_bits"] else "**differ**"
-            lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
+    lines = _lines("fault", [row for name in FAULTS if (row := results["faults"].get(name))])
+    if rows := [row for name in HOST_FAULTS if (row := results.get("hosts", {}).get(name))]:
+        lines += ["", *_lines("fault, on three hosts", rows)]
     for found in results["soaks"]:
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(found["faults"].items()))
         lines.append(f"\nSoak: {sum(found['faults'].values())} faults ({kinds}) in a sweep of {found['stages']} stages, {found['seconds']} s: "
@@ -271,8 +329,10 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=[])
+    parser.add_argument("--hosts", nargs="*", choices=HOST_FAULTS, help="faults of three hosts, or all of them")
     parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that a soak may take before it is put off")
     parser.add_argument(
         "--keep", type=Path, help="a folder for what the sweeps leave, and for the unbroken one to be found again"
     )
@@ -282,13 +342,20 @@ def main() -> None:
         base = asked.keep or Path(made)
         base.mkdir(exist_ok=True)
         if asked.soak:
-            results["soaks"].append(soak(asked.soak, Path(tempfile.mkdtemp(dir=base)), asked.seed))
+            if (found := soak(asked.soak, base / f"soak-{asked.soak}-{asked.seed}", asked.seed, asked.limit)) is None:
+                return
+            results["soaks"] = [*(old for old in results["soaks"] if sum(old["faults"].values()) != asked.soak), found]
         else:
             unbroken = Place(base / "unbroken")
             if not (unbroken.folder / "reports/tiny/summary.json").exists():
                 unbroken.folder.mkdir(exist_ok=True)
                 unbroken.ee_ray("run", unbroken.write(**SWEEP, search__max_trials=6), "--local")
-            for name in asked.only or FAULTS:
+            for name in [] if asked.hosts is None else asked.hosts or HOST_FAULTS:
+                row = suffer_on_hosts(name, {**SWEEP, "search__max_trials": 6}, unbroken)
+                print(row, flush=True)
+                results.setdefault("hosts", {})[name] = row
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            for name in asked.only if asked.hosts is not None else asked.only or FAULTS:
                 folder = Path(tempfile.mkdtemp(dir=base)) / name
                 if FAULTS[name].on_disk_of_its_own:
                     with disk(folder):

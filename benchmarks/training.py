@@ -1,10 +1,11 @@
 """Training against a bare loop and against transformers.Trainer: the same model, batches, order and hyper-parameters.
 
-    python benchmarks/training.py [--device cuda] [--models 0.1M 1M 10M] [--turns 5] [--json FILE]
+    python benchmarks/training.py [--device cuda] [--models 0.1M 1M 10M] [--turns 5] [--cores 1] [--json FILE]
 
-Each contestant is a process of its own, one thread on a CPU; they take turns of some steps, one at a time, and each turn's
-ratios are taken before the median. On a CPU time is the contestant's CPU time, so that others on the machine matter little
-(wall time is printed too); on CUDA it is wall time. Five minutes on a quiet core; a GPU takes about as long.
+Each contestant is a process of its own; they take turns of some steps, one at a time, and each turn's ratios are taken before
+the median. On one core, one thread each, time is the contestant's CPU time, so that others on the machine matter little (wall
+time is printed too). With --cores 2 each has two cores and uses them its own way: the others by threads, ee_ray by training
+as many stages at once; time is wall time then, and on CUDA. Five minutes on a quiet core; a GPU takes about as long.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,9 +75,9 @@ def peak(device: torch.device) -> int:
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) * 1024
 
 
-def contestant(who: str, name: str, device: torch.device, steps: int) -> None:
+def contestant(who: str, name: str, device: torch.device, steps: int, threads: int) -> None:
     fields, vocabulary, length, batch, every = MODELS[name]
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     precision = "bf16" if device.type == "cuda" else "fp32"
     model = build_model(build_config(fields, vocabulary, length), 0).to(device)
     windows = np.random.default_rng(0).integers(0, vocabulary - 1, (steps * batch, length + 1))
@@ -134,40 +136,56 @@ def by_transformers(model: Any, windows: Any, batch: int, steps: int, precision:
         InOrder(model, arguments, train_dataset=data, callbacks=[Stepped()]).train()
 
 
-def measure(name: str, device: str, count: int) -> dict[str, Any]:
+def measure(name: str, device: str, count: int, cores: int) -> dict[str, Any]:
     every = MODELS[name][4]
     steps = (count + WARM_TURNS) * every + 1
     found: dict[str, list[dict[str, float]]] = {who: [] for who in CONTESTANTS}
     running = {}
     for who in CONTESTANTS:
-        command = [sys.executable, __file__, "--contestant", who, name, str(steps), "--device", device]
-        running[who] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes, threads = (cores, 1) if who == "ee_ray" else (1, cores)
+        command = [sys.executable, __file__, "--contestant", who, name, str(steps), str(threads), "--device", device]
+        running[who] = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(processes)
+        ]
     for turn in range(count + WARM_TURNS):
-        for who, process in running.items():
-            assert process.stdin and process.stdout
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            line = next((line for line in process.stdout if line.startswith('{"wall"')), None)
-            if line is None:
-                raise SystemExit(f"{who} ended: see above")
+        for who, processes in running.items():
+            took = _turn(who, processes)
             if turn >= WARM_TURNS:
-                found[who].append(json.loads(line))
-    for process in running.values():
+                found[who].append(took)
+    for process in chain(*running.values()):
         process.kill()
         process.wait()
-    return summary(name, device, found)
+    return summary(name, device, cores, found)
 
 
-def summary(name: str, device: str, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def _turn(who: str, processes: list[subprocess.Popen[str]]) -> dict[str, float]:
+    """All processes of a contestant take one turn together; the slowest counts, for so many times the tokens."""
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    took = []
+    for process in processes:
+        assert process.stdout
+        line = next((line for line in process.stdout if line.startswith('{"wall"')), None)
+        if line is None:
+            raise SystemExit(f"{who} ended: see above")
+        took.append(json.loads(line))
+    share = {clock: max(one[clock] for one in took) / len(took) for clock in ("wall", "cpu")}
+    return {**share, "peak": sum(one["peak"] for one in took)}
+
+
+def summary(name: str, device: str, cores: int, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     fields, vocabulary, length, batch, every = MODELS[name]
-    clock = "wall" if device == "cuda" else "cpu"
+    clock = "wall" if device == "cuda" or cores > 1 else "cpu"
     config = build_config(fields, vocabulary, length)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config, 0).parameters())
     tokens = every * batch * length
     flops = training_flops(parameters, config.num_hidden_layers, config.hidden_size, length)
     most = peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
-    result: dict[str, Any] = {"model": name, "parameters": parameters, "device": device, "clock": clock}
+    result: dict[str, Any] = {"model": name, "parameters": parameters, "device": device, "cores": cores, "clock": clock}
     for who, times in found.items():
         speed = tokens / statistics.median(turn[clock] for turn in times)
         result[who] = {
@@ -183,7 +201,9 @@ def summary(name: str, device: str, found: dict[str, list[dict[str, float]]]) ->
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['model']}: {result['parameters']:,} parameters, {result['device']}, {result['clock']} time")
+    print(
+        f"{result['model']}: {result['parameters']:,} parameters, {result['device']}, {result['cores']} core(s), {result['clock']} time"
+    )
     for who in CONTESTANTS:
         one = result[who]
         share = f"{100 * one['share_of_peak']:.1f}% of peak" if one["share_of_peak"] else ""
@@ -199,16 +219,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", help="also write results there")
-    parser.add_argument("--contestant", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--cores", type=int, default=1, help="of a CPU: one stage a core against one model on all cores"
+    )
+    parser.add_argument("--contestant", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        who, name, steps = arguments.contestant
-        contestant(who, name, torch.device(arguments.device), int(steps))
+        who, name, steps, threads = arguments.contestant
+        contestant(who, name, torch.device(arguments.device), int(steps), int(threads))
         return
     names = arguments.models or (["smollm2-135m", "smollm2-1b"] if arguments.device == "cuda" else ["0.1M", "1M", "10M"])  # fmt: skip
     results = []
     for name in names:
-        results.append(measure(name, arguments.device, arguments.turns))
+        results.append(measure(name, arguments.device, arguments.turns, arguments.cores))
         show(results[-1])
         if arguments.json:
             with open(arguments.json, "w") as file:

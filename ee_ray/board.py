@@ -5,6 +5,10 @@ of what it just trained if there is one (its weights are warm), else the stage t
 died in the middle of it, or was given more or fewer workers, and gets the same stage again: a bounded number of times
 without getting further than before. A stage that another run trains is put off, and asked about again a moment later.
 
+A board that dies comes back empty, and is filled by those who asked before: each trial sees that its stages are unknown
+and submits them again. What a slot says of a stage that nobody has submitted again yet is no news worth keeping: a stage
+that is being trained is put off, for its claim is held (lease.py), and one that was published is found.
+
 Slots of several shapes share one cluster. One that has no work keeps its room for a while (to start again costs 13 s), but
 gives way at once to another that waits for room with work at hand: so none waits for ever for what nobody uses.
 """
@@ -133,23 +137,25 @@ class Board:
 
     def put_off(self, key: str) -> None:
         """Another run trains this stage: its slot is free for others."""
-        entry = self._entries[key]
-        entry.state, entry.slot, entry.attempts = "waiting", "", entry.attempts - 1
-        entry.put_off = time.monotonic() + PUT_OFF_SECONDS
+        if entry := self._open.get(key):
+            entry.state, entry.slot, entry.attempts = "waiting", "", max(0, entry.attempts - 1)
+            entry.put_off = time.monotonic() + PUT_OFF_SECONDS
 
     def found(self, key: str) -> None:
         """Another run has published this stage."""
-        self._done(self._entries[key])
+        if entry := self._entries.get(key):
+            self._done(entry)
 
     def progress(self, key: str, tokens: int) -> bool:
         """Note how far a running stage is; False tells its slot to drop it."""
-        self._entries[key].tokens = tokens
+        if entry := self._entries.get(key):
+            entry.tokens = tokens
         return not self._withdrawn
 
     def done(self, slot: str, key: str) -> None:
-        entry = self._entries[key]
-        self._done(entry)
-        self._trained_tokens += entry.tokens
+        if entry := self._entries.get(key):
+            self._done(entry)
+            self._trained_tokens += entry.tokens
         self._last[slot] = key
 
     def _done(self, entry: _Entry) -> None:
@@ -164,11 +170,13 @@ class Board:
 
     def note(self, key: str, evidence: dict[str, Any]) -> None:
         """What an attempt raised. The stage stays with its slot, whose next attempt may succeed."""
-        self._entries[key].evidence = evidence
+        if entry := self._entries.get(key):
+            entry.evidence = evidence
 
     def fail(self, key: str, evidence: dict[str, Any]) -> None:
         """A stage that is not to be tried again in this run; what descends from it fails with it."""
-        self._fail(self._entries[key], evidence)
+        if entry := self._entries.get(key):
+            self._fail(entry, evidence)
 
     def _fail(self, entry: _Entry, evidence: dict[str, Any]) -> None:
         entry.evidence = evidence
@@ -177,14 +185,15 @@ class Board:
             if child.order.stage.parent == entry.order.stage.key and child.state == "waiting":
                 self._fail(child, {"error": f"its parent {entry.order.stage.key} failed", "diverged": False})
 
-    def order(self, key: str) -> Order:
-        return self._entries[key].order
+    def order(self, key: str) -> Order | None:
+        return self._entries[key].order if key in self._entries else None
 
     def evidence(self, key: str) -> dict[str, Any] | None:
-        return self._entries[key].evidence
+        return self._entries[key].evidence if key in self._entries else None
 
     def states(self, keys: Iterable[str]) -> dict[str, State]:
-        return {key: self._entries[key].state for key in keys}
+        """How it stands with stages; those that are unknown are left out."""
+        return {key: self._entries[key].state for key in keys if key in self._entries}
 
     def release(self, slot: str) -> None:
         """The slot is gone: what it held may be taken by another."""

@@ -1,12 +1,14 @@
 """The command line. One boundary: the user's mistakes print clean and exit 2, bugs keep their traceback.
 
-Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, the rest is kept and reported; 130 interrupted.
+Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, or the cluster or the room on the store's disk was lost: the
+rest is kept; 130 interrupted.
 """
 
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ee_ray.errors import UserError
+from ee_ray.errors import Lost, UserError, is_disk_full
 from ee_ray.fold import fold
 
 FAILED, INTERRUPTED = 3, 130
@@ -38,6 +40,12 @@ class _Commands(click.Group):
             sys.stdout.flush()
             # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
             os._exit(INTERRUPTED)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            said = [str(one) for one in (error, error.__cause__) if isinstance(one, OSError)]
+            click.echo(fold(f"no room is left on a disk{f' ({said[0]})' if said else ''}; everything published is kept: make room, and the same command goes on"), err=True)  # fmt: skip
+            ctx.exit(FAILED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -182,7 +190,16 @@ def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tup
     from ee_ray.launch import train
 
     _catch()
-    return train(sweep, address, local, log, _catch, trackers)  # Ray puts handlers of its own in place
+    once = threading.Lock()
+
+    def lose(what: str) -> None:
+        once.acquire()  # never released: who comes second waits for the end of the process
+        log.console.show_cursor()
+        log.alarm(str(Lost(what)))
+        # Calls to Ray would wait for a minute. What it started here ends with this process (kernel_fate_share).
+        os._exit(FAILED)
+
+    return train(sweep, address, local, log, _catch, trackers, lose)  # Ray puts handlers of its own in place
 
 
 QUICK_PARAMETERS = 30_000_000  # whose samples two cores take in seconds

@@ -10,6 +10,7 @@ from ray.exceptions import AuthenticationError
 
 from ee_ray.capacity import BOOTSTRAP, NodeType, Resources, autoscaled
 from ee_ray.errors import UserError
+from ee_ray.liveness import Port
 
 NAMESPACE = "ee_ray"
 HEAD = "node:__internal_head__"
@@ -41,6 +42,17 @@ def connected(address: str | None) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def ports() -> list[Port]:
+    """What a driver cannot do without: the head's control store, and the raylet of its own node."""
+    context = ray.get_runtime_context()
+    host, _, number = context.gcs_address.rpartition(":")
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return [
+        Port("the cluster's control store (gcs) on its head", host, int(number)),
+        Port("the raylet of this node", here["NodeManagerAddress"], here["NodeManagerPort"]),
+    ]
 
 
 def _is_head() -> bool:

@@ -1,6 +1,8 @@
-"""The two kinds of failure: what a user can mend (one message, exit code 2) and everything else (a traceback)."""
+"""Kinds of failure: what a user can mend (one message, exit code 2), what was lost under a run (one message, exit code 3),
+and everything else (a traceback)."""
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -9,6 +11,36 @@ class UserError(Exception):
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Lost(Exception):
+    """The cluster ended under a run. What was published is kept, and the same command goes on."""
+
+    def __init__(self, what: str):
+        super().__init__(f"lost: {what}; everything published is kept, the same command goes on")
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came from, also over Ray's borders (`cause`)."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        if (one := left.pop()) is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        left += [one.__cause__, one.__context__]
+        left += [cause] if isinstance(cause := getattr(one, "cause", None), BaseException) else []
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error came from a disk without room, or a quota that is used up."""
+    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error)) or any(
+        "No space left on device" in str(one) for one in _chain(error)
+    )
 
 
 class Unreachable(UserError):

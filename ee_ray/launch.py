@@ -12,8 +12,9 @@ from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeE
 
 from ee_ray.data.workers import Workers
 from ee_ray.environment import prepare_ray
-from ee_ray.errors import UserError
+from ee_ray.errors import Lost, UserError
 from ee_ray.ledger import Ledger, note, read_ledger
+from ee_ray.liveness import gone, watched
 from ee_ray.log import Log
 from ee_ray.progress import noting, watching
 from ee_ray.propose import beyond_budget
@@ -47,14 +48,17 @@ def train(
     log: Log,
     on_connect: Callable[[], None] = lambda: None,
     trackers: Sequence[str] = (),
+    on_loss: Callable[[str], None] = lambda what: None,
 ) -> tuple[Ledger, str | None]:
     """Prepare the data and train what the search asks for; the ledger after it, and which budget of time ended it, if one did.
 
     on_connect: called when Ray has started, which puts its own signal handlers in place.
     trackers: "mlflow", "wandb": who is told of trials besides.
+    on_loss: called with what has ended as soon as the cluster is lost, in any thread: a call to Ray may then not come back.
 
     Raises:
         UserError: as preparing and running do.
+        Lost: the cluster has ended, and `on_loss` has come back.
     """
     if address and local:
         raise UserError("--address and --local exclude each other")
@@ -81,7 +85,7 @@ def train(
     if local:
         stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
     else:
-        stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log)
+        stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log, on_loss)
     return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
 
 
@@ -94,14 +98,30 @@ def _check_trackers(names: Sequence[str], local: bool) -> None:
         raise UserError(problems)
 
 
-def _on_ray(sweep: Sweep, ledger: Ledger, address: str | None, watch: Any, on_connect: Callable[[], None], trackers: Sequence[str], log: Log) -> str | None:  # fmt: skip
+def _on_ray(
+    sweep: Sweep,
+    ledger: Ledger,
+    address: str | None,
+    watch: Any,
+    on_connect: Callable[[], None],
+    trackers: Sequence[str],
+    log: Log,
+    on_loss: Callable[[str], None],
+) -> str | None:
     prepare_ray(address)
-    connected = import_module("ee_ray.cluster").connected
+    cluster = import_module("ee_ray.cluster")
     # Ray takes 8 s to start, torch and transformers 7 s to import: at once. Ray must have the main thread (signals).
     with ThreadPoolExecutor(1) as background:
         heavy = background.submit(import_module, "ee_ray.run")
-        with connected(address) as dashboard:
+        with cluster.connected(address) as dashboard:
             on_connect()
-            watched = partial(watch, ray_dashboard=dashboard)
-            stopped: str | None = heavy.result().run_on_ray(sweep, ledger, watched, trackers, log.alarm)
-            return stopped
+            needed, shown = cluster.ports(), partial(watch, ray_dashboard=dashboard)
+            try:
+                with watched(needed, on_loss):
+                    stopped: str | None = heavy.result().run_on_ray(sweep, ledger, shown, trackers, log.alarm)
+                    return stopped
+            except (Exception, KeyboardInterrupt) as error:
+                if what := gone(needed):
+                    on_loss(what)
+                    raise Lost(what) from error
+                raise

@@ -4,10 +4,10 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from ee_ray.store import Store
 class Log:
     """Says lines to people, and writes each with the time to a file, if it has one. When quiet only alarms are heard."""
 
-    def __init__(self, quiet: bool = False, file: TextIO | None = None):
+    def __init__(self, quiet: bool = False, file: "_Kept | None" = None):
         self.console = Console(stderr=True, quiet=quiet)
         self.quiet, self.file = quiet, file
 
@@ -43,13 +43,31 @@ class Log:
         """Write to the file only."""
         if self.file:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self.file.writelines(f"{stamp} {line}\n" for line in text.splitlines())
-            self.file.flush()
+            self.file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
 
     @property
     def kept(self) -> Console | None:
         """A console that is the file, for what prints to consoles by itself."""
-        return Console(file=self.file, width=120, no_color=True) if self.file else None
+        return Console(file=cast(TextIO, self.file), width=120, no_color=True) if self.file else None
+
+
+class _Kept:
+    """The file of a log. What a full disk does not take is not kept, and ends nothing: it was said all the same."""
+
+    def __init__(self, path: Path):
+        self._file, self.name = path.open("xb", buffering=0), str(path)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text.encode())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
 
 
 @contextmanager
@@ -73,10 +91,10 @@ def keeping(store: Store, sweep: str, quiet: bool = False) -> Iterator[Log]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number = sum(1 for _ in folder.glob(f"{stamp}*"))
-        file = (folder / f"{stamp}{f'-{number}' if number else ''}.log").open("x")
+        file = _Kept(folder / f"{stamp}{f'-{number}' if number else ''}.log")
     except OSError as error:
         raise UserError(f"{folder}: no log can be kept there: {error.strerror}") from error
-    with _shared_at_end(store, Path(file.name)), file:
+    with _shared_at_end(store, Path(file.name)), closing(file):
         log = Log(quiet, file)
         log.keep(
             f"{' '.join(sys.argv)}; ee_ray {version('ee-ray')}, Python {platform.python_version()}, {platform.node()}"

@@ -112,7 +112,8 @@ def run_on_ray(
     counts = _useful(sweep.spec, slot_counts(execution, *capacity(JOIN_SECONDS)), trials)
     counts = bounded(counts, head_memory())
     name = f"board-{run}"
-    board = ray.remote(num_cpus=0, resources=ON_HEAD)(Board).options(name=name, namespace=NAMESPACE).remote()
+    lives_on = {"max_restarts": -1, "max_task_retries": -1}  # empty, and is told again by those who asked (board.py)
+    board = ray.remote(num_cpus=0, resources=ON_HEAD, **lives_on)(Board).options(name=name, namespace=NAMESPACE).remote()  # fmt: skip
     job = _job(sweep)
     search = open_search(job, ledger)
     with (

@@ -44,6 +44,7 @@ IDLE_SECONDS = 0.1
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 RESIZE_SECONDS = 60.0
+TOLD_SECONDS = 30.0  # trials look at the board four times a second
 END_SECONDS = 60.0  # a slot ends about 2 s after its last report; starting ones must come up first
 DEVICE = "EE_RAY_DEVICE"  # cpu: rehearse on a machine that announces GPUs to Ray and has none
 
@@ -60,7 +61,7 @@ def _next(
 ) -> tuple[Order, Lease | None] | None:
     """The slot's next stage, the same for every rank, and rank 0's lease on it; None when the board is closed, or has had
     no work for so long that others may need the slot's room more."""
-    key, lease, asked = None, None, monotonic()
+    order, lease, asked = None, None, monotonic()
     while rank == 0 and monotonic() - asked < ray.get(board.patience.remote()):
         claimed = claim_next(
             store,
@@ -70,12 +71,24 @@ def _next(
             lambda key: ray.get(board.found.remote(key)),
         )
         if claimed:
-            key, lease = claimed[0].stage.key, claimed[1]
+            order, lease = claimed
             break
         sleep(IDLE_SECONDS)
     if size > 1:
-        key = broadcast_from_rank_zero(key)
-    return (ray.get(board.order.remote(key)), lease) if key else None
+        key = broadcast_from_rank_zero(order and order.stage.key)  # an order may be more than Train broadcasts, 1 kB
+        order = order or (_look_up(board, key) if key else None)
+    return (order, lease) if order else None
+
+
+def _look_up(board: ActorHandle[Board], key: str) -> Order:
+    """The order of a stage; a board that died a moment ago is told again by the trials."""
+    end = monotonic() + TOLD_SECONDS
+    while monotonic() < end:
+        order: Order | None = ray.get(board.order.remote(key))
+        if order:
+            return order
+        sleep(IDLE_SECONDS)
+    raise RuntimeError(f"stage {key}: no trial asks for it any more")
 
 
 def slot_worker(config: dict[str, Any]) -> None:
@@ -194,6 +207,14 @@ def _is_without_room(error: Exception) -> bool:
     return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
 
 
+class SlotTrainer(TorchTrainer):  # type: ignore[misc]
+    """A slot reads the store, so the actor that each Train run starts to hand out Ray Data sets has nothing to do: it would
+    cost 1.5 CPU-seconds and 0.2 GB. The method is Ray's own and not public; should it go, slots only start more slowly."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+
+
 def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: float, folder: Path) -> None:
     shape, device = slot.shape, os.environ.get(DEVICE)
     config = {
@@ -206,7 +227,7 @@ def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: f
         "parallel": shape.parallel,
         "device": device,
     }
-    TorchTrainer(
+    SlotTrainer(
         slot_worker,
         train_loop_config=config,
         torch_config=TorchConfig(backend="gloo" if device == "cpu" else None),
@@ -242,16 +263,18 @@ def running_slots(
     whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`).
     """
     alive = Counter(dict(counts))
+    ended = threading.Event()  # a board that dies forgets that it was closed
 
     def keep(slot: _Slot) -> None:
-        try:
-            keep_up(slot)
-        except Unreachable as error:
-            ray.get(board.close.remote(str(error), withdraw=True))
+        with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
+            try:
+                work(slot)
+            except Unreachable as error:
+                ray.get(board.close.remote(str(error), withdraw=True))
 
-    def keep_up(slot: _Slot) -> None:
+    def work(slot: _Slot) -> None:
         false_starts = 0
-        while not ray.get(board.closed.remote()):
+        while not (ended.is_set() or ray.get(board.closed.remote())):
             if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
                 sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
                 continue
@@ -279,10 +302,11 @@ def running_slots(
         yield
         ray.get(board.close.remote("the sweep has ended"))
     except BaseException as error:
-        with contextlib.suppress(ray.exceptions.RayError):  # the board may be what died
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be what died
             ray.get(board.close.remote(f"the sweep was ended by {type(error).__name__}", withdraw=True))
         raise
     finally:
+        ended.set()
         deadline = monotonic() + END_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))

@@ -27,7 +27,7 @@ from ray.actor import ActorHandle
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from ee_ray.board import Board, Order
+from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
 from ee_ray.errors import Unreachable
 from ee_ray.events import link_runs, unlink_removed
@@ -39,6 +39,7 @@ from ee_ray.store import Store
 
 POLL_SECONDS = 0.25
 METRIC = "objective"
+DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 STUDY = "optuna.journal"
 
@@ -278,15 +279,18 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
         raise RuntimeError(f"the sweep ended before this trial: {reason}")
     trial = job.trial(config)
     keys = list(distinct([trial]))
-    ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+    states: dict[str, State] = {}
     while True:
+        if len(states) < len(keys):  # at first, and when the board has died and is empty again
+            ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
         states = ray.get(board.states.remote(keys))
-        if all(state in ("done", "failed") for state in states.values()):
+        if len(states) == len(keys) and all(state in ("done", "failed") for state in states.values()):
             break
         if reason := ray.get(board.closed.remote()):
             raise RuntimeError(f"the sweep ended before this trial: {reason}")
         time.sleep(POLL_SECONDS)
-    failures = {key: ray.get(board.evidence.remote(key)) for key, state in states.items() if state == "failed"}
+    failed = [key for key, state in states.items() if state == "failed"]
+    failures = {key: ray.get(board.evidence.remote(key)) or DIED_WITH_BOARD for key in failed}
     tune.report(_report(job, trial, failures))
 
 

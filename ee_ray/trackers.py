@@ -14,6 +14,7 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune import Callback
 from ray.tune.logger import LoggerCallback
+from ray.tune.utils import flatten_dict
 
 from ee_ray.ledger import trial_rows
 from ee_ray.plan import Trial, distinct
@@ -44,9 +45,8 @@ def recipe(job: Job, trial: Trial) -> dict[str, Any]:
     said: dict[str, Any] = {"lambda": trial.point.level / job.spec.search.ladder, "seed": trial.point.seed}
     said |= {"choice": trial.point.choice} if len(job.spec.choices) > 1 else {}
     said |= {"sweep": job.spec.name, "setting": job.spec.setting, "precision": job.spec.precision}
-    for kind, settings in stages.items():
-        said |= {f"{kind}.{name}": value for name, value in settings.items()}
-    return said
+    flat: dict[str, Any] = flatten_dict(stages, delimiter=".")
+    return said | flat
 
 
 def results(job: Job, trial: Trial) -> dict[str, float]:
@@ -61,7 +61,7 @@ def results(job: Job, trial: Trial) -> dict[str, float]:
     named = {stage.key: kind for kind, stage in _stages(trial)}
     for key, record in records.items():
         found |= {f"{named[key]}.{name}": record[field] for name, field in ENDS.items()}
-        found |= _curve_end(store, key, named[key])
+        found |= _last_gradient(store, key, named[key])
     return found
 
 
@@ -73,14 +73,10 @@ def _stages(trial: Trial) -> list[tuple[str, Any]]:
     return pairs + [(f"finetune.lr{rate:g}", stage) for rate, stage in trial.finetunes]
 
 
-def _curve_end(store: Store, key: str, kind: str) -> dict[str, float]:
-    """The last gradient norm and learning rate that are not NaN."""
-    table = parquet.read_table(store.metrics(key), columns=["grad_norm", "learning_rate"])
-    ends: dict[str, float] = {}
-    for name in table.column_names:
-        seen = [value for value in table[name].to_pylist() if value == value]
-        ends |= {f"{kind}.{name}": seen[-1]} if seen else {}
-    return ends
+def _last_gradient(store: Store, key: str, kind: str) -> dict[str, float]:
+    norms = parquet.read_table(store.metrics(key), columns=["grad_norm"])["grad_norm"].to_pylist()
+    seen = [norm for norm in norms if norm == norm]
+    return {f"{kind}.grad_norm": seen[-1]} if seen else {}
 
 
 class _Mlflow(MLflowLoggerCallback):  # type: ignore[misc]
@@ -144,7 +140,7 @@ class Tracked(Callback):  # type: ignore[misc]
     def _run(self, trial: Any) -> Run:
         if trial.trial_id not in self.runs:
             said = recipe(self.job, self.job.trial(trial.config))
-            tags = {name: str(said[name]) for name in ("sweep", "lambda", "seed")}
+            tags = {"sweep": said["sweep"], "lambda": f"{said['lambda']:g}", "seed": str(said["seed"])}
             name = str(trial)
             self.runs[trial.trial_id] = Run(trial.trial_id, name, self.job.spec.name, trial.local_path, said, tags)
         return self.runs[trial.trial_id]

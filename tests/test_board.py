@@ -103,6 +103,18 @@ def test_a_failed_stage_may_be_asked_for_again():
     assert board.take("a").stage.kind == "pretrain"
 
 
+def test_a_board_that_has_forgotten_all_takes_what_slots_say_and_says_what_it_does_not_know():
+    keys = [order.stage.key for order in orders(Point(2, 0))]
+    board = Board()
+    assert board.states(keys) == {} and board.order(keys[0]) is None and board.evidence(keys[0]) is None
+    assert board.progress(keys[0], 10), "the slot trains on"
+    for say in (board.put_off, board.found, lambda key: board.note(key, {}), lambda key: board.fail(key, {})):
+        say(keys[0])
+    board.done("a", keys[0])
+    board.submit(orders(Point(2, 0)), published=keys[:1])
+    assert board.take("a").stage.key == keys[1]
+
+
 def test_a_slot_gets_only_stages_of_the_kinds_that_it_is_for():
     board = asked(Point(2, 0))
     assert board.take("small", ["finetune"]) is None

@@ -9,10 +9,11 @@ import time
 import urllib.request
 
 import pytest
-from conftest import ray_environment
+from conftest import Place, ray_environment
 
 from ee_ray.ledger import read_ledger
 from ee_ray.report.page import make_report
+from ee_ray.report.words import contrast
 from ee_ray.sweep import open_sweep
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -79,6 +80,25 @@ def test_the_report_asks_for_nothing_and_complains_of_nothing(report):
 def test_nothing_is_wider_than_the_screen(report):
     width = report.page.evaluate("document.documentElement.scrollWidth")
     assert width <= report.page.viewport_size["width"]
+
+
+def test_no_axis_title_is_cut(report):
+    cut = report.page.evaluate("""() => [...document.querySelectorAll('[data-figure] .xtitle, [data-figure] .ytitle')].filter(title => {
+        const at = title.getBoundingClientRect(), box = title.closest('[data-figure]').getBoundingClientRect();
+        return at.left < box.left - 1 || at.right > box.right + 1 || at.top < box.top - 1 || at.bottom > box.bottom + 1;
+    }).map(title => title.textContent)""")
+    assert cut == []
+
+
+def test_held_out_text_is_shown_with_what_each_stage_makes_of_it(report, finished):
+    first = report.page.locator(".sample").first
+    assert "D_post" in first.inner_text() and first.is_visible()
+    rows = first.locator("tbody tr")
+    levels = {row.inner_text().split("\t")[0] for row in rows.all()}
+    assert {"lambda 0", "lambda 1"} <= levels and rows.count() == 3 * len(levels) - 1  # lambda 1 is not post-trained
+    assert report.page.locator(".sample").count() == 6 and not report.page.locator(".sample").nth(1).is_visible()
+    report.page.locator("#samples summary").click()
+    assert report.page.locator(".sample").nth(1).is_visible()
 
 
 def test_a_click_pins_the_recipe_with_its_keys_and_escape_unpins_it(report, finished):
@@ -167,6 +187,18 @@ def test_a_report_without_any_result_still_opens(browser, write, tmp_path):
     (tmp_path / "page.html").write_text(page)
     seen = Seen(browser, (tmp_path / "page.html").as_uri(), "phone")
     assert "No answer yet" in seen.page.locator("#verdict").inner_text() and seen.errors == []
+    seen.page.close()
+
+
+def test_a_sweep_of_frontiers_says_first_what_they_say(browser, tmp_path):
+    place = Place(tmp_path)
+    spec = place.write(search__anchors=[0, 1], search__max_trials=8, search__anchor_seeds=2, search__choices={"posttrain.replay": [0.0, 0.5]})  # fmt: skip
+    place.ee_ray("run", spec, "--local")
+    seen = Seen(browser, (tmp_path / "reports/tiny/index.html").as_uri(), "phone")
+    said = seen.page.locator("#verdict strong").inner_text()
+    assert said == contrast(place.summary()["comparison"]) != ""
+    assert [trace["name"] for trace in seen.figure("frontier") if trace["meta"] == "recipes"] == ["unmixed", "unmixed + replay", "mixed", "mixed + replay"]  # fmt: skip
+    assert seen.page.locator("[data-figure^=question]").count() == 0 and seen.errors == []
     seen.page.close()
 
 

@@ -133,11 +133,16 @@ class Run:
     one takes, how many there may be), each taking, training, ending."""
 
     def __init__(self, name: str, points: list[Point], shapes: list[tuple[tuple[str, ...], int, int]]):
-        self.name, self.board, self.trained = name, Board(), Counter()
-        self.board.submit(orders(*points), [])
+        self.name, self.board, self.trained, self.orders = name, Board(), Counter(), orders(*points)
+        self.board.submit(self.orders, [])
         self.shape = {f"{name}{kinds}{n}": (kinds, size) for kinds, size, slots in shapes for n in range(slots)}
         self.held: dict[str, tuple[Order, Lease] | None] = dict.fromkeys(self.shape)
         self.up: set[str] = set()
+
+    def lose_board(self, store: Store) -> None:
+        """Its board dies, comes back empty, and is told again by the trials; slots train on."""
+        self.board = Board()
+        self.board.submit(self.orders, store.published())
 
     def step(self, store: Store, slot: str, free: int) -> int:
         """What one slot does next; the units that it takes (or gives back, negative)."""
@@ -189,7 +194,7 @@ runs = st.lists(
 @given(runs=runs, units=st.integers(12, 20), seed=st.integers(0, 2**32))
 def test_any_runs_of_any_shapes_on_any_cluster_end_and_train_every_stage_once(runs, units, seed):
     """Quarters of a GPU: slots of a quarter to three GPUs, of up to three shapes a run, on a cluster of three to five GPUs.
-    Who steps next is drawn. A bound on steps is the proof."""
+    Who steps next is drawn, and when a board dies. A bound on steps is the proof."""
     folder = Path(tempfile.mkdtemp())
     try:
         store, free, random = Store(folder), units, Random(seed)
@@ -211,6 +216,8 @@ def test_any_runs_of_any_shapes_on_any_cluster_end_and_train_every_stage_once(ru
             run, slot = random.choice(actors)
             for entry in run.board._entries.values():
                 entry.put_off = 0.0  # a moment later
+            if random.random() < 0.02:
+                run.lose_board(store)
             free -= run.step(store, slot, free)
             assert 0 <= free <= units
         assert all(run.board.is_settled() for run in all_runs)

@@ -48,11 +48,11 @@ class Run:
     def kill_one(self, name: str) -> None:
         """kill -9 the first of our own processes whose command line starts with `name`."""
 
-        def victims() -> list[psutil.Process]:
-            return [child for child in self.children() if name in " ".join(_command(child))[:200]]
+        self.wait_for(lambda: self.named(name))
+        self.named(name)[0].kill()
 
-        self.wait_for(victims)
-        victims()[0].kill()
+    def named(self, name: str) -> list[psutil.Process]:
+        return [child for child in self.children() if name in " ".join(_command(child))[:200]]
 
     def end(self, sign: signal.Signals | None = None) -> int:
         """Send a signal, if one is given, and wait; the exit status, once no process of the run is left.
@@ -98,11 +98,26 @@ def test_whatever_is_killed_the_published_stays_and_the_numbers_are_those_of_an_
     assert len(kept) < 22
 
     third = Run(place, spec)
+    third.wait_for(lambda: len(place.store.published()) > len(kept))
+    third.kill_one("ray::Board")
     assert third.end() == 0, third.log.read_text()
     assert place.numbers() == unbroken.numbers()
     assert place.numbers().items() >= kept.items()
     assert place.summary()["optimum"] == unbroken.summary()["optimum"]
     assert place.summary()["stages"]["reused"] == unbroken.summary()["stages"]["reused"]
+
+
+def test_a_cluster_that_is_lost_is_said_within_seconds_in_one_message(tmp_path):
+    place = Place(tmp_path)
+    run = Run(place, place.write(**LONGER))
+    run.wait_for(place.store.published)
+    run.kill_one("gcs/gcs_server")
+    lost = time.monotonic()
+    assert run.process.wait(20) == 3 and time.monotonic() - lost < 20
+    said = run.log.read_text()
+    assert "lost: the cluster's control store (gcs) on its head" in said
+    assert "everything published is kept, the same command goes on" in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 def test_two_workers_a_stage_give_the_same_stages_and_nearly_the_same_losses(finished, tmp_path):

@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import CORPORA, Place, ray_environment
+from ray.train.torch import TorchTrainer
 
 from ee_ray.ledger import read_ledger
+from ee_ray.runner import SlotTrainer
 from ee_ray.search import Job, LadderSearch, open_search
 from ee_ray.sweep import open_sweep
 
@@ -230,6 +232,14 @@ def test_gpu_hours_are_counted_once_a_stage_and_only_for_the_sweep_that_trained_
     assert search(trained * 1.01).overrun() is None
     assert "max_gpu_hours" in search(trained * 0.99).overrun()
     assert search(trained * 0.01, name="other").overrun() is None
+
+
+def test_a_slot_starts_no_process_for_data_sets_and_all_else_that_ray_train_starts():
+    plain, ours = (
+        [type(each).__name__ for each in trainer(print)._create_default_callbacks()]
+        for trainer in (TorchTrainer, SlotTrainer)
+    )
+    assert "DatasetsCallback" in plain and ours == [name for name in plain if name != "DatasetsCallback"]
 
 
 def test_a_search_notes_what_it_chose_and_can_do_without_the_note(copy):

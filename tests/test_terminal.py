@@ -15,6 +15,7 @@ READERS = [
     ["verify", "tiny.yaml"],
     ["noise", "tiny.yaml", "--local"],
     ["compare", "tiny.yaml", "tiny.yaml"],
+    ["gc"],
 ]
 
 
@@ -51,6 +52,35 @@ def test_the_plan_of_every_sweep_of_the_project_fits_80_columns(tmp_path, monkey
 def test_everything_that_reads_speaks_json(copy, command):
     found = json.loads(copy.ee_ray(*command, "--json").stdout)
     assert found["schema"] == 1
+
+
+@pytest.fixture
+def two_sizes(copy):
+    """The finished sweep, and one at twice the D_post."""
+    copy.ee_ray("run", copy.write("large.yaml", name="large", stages__posttrain__tokens=4096), "--local")
+    return copy
+
+
+def test_transfer_fits_80_columns_and_speaks_json(two_sizes, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["transfer", "tiny.yaml", "large.yaml", "--tokens", "1000000000"]
+    lines = two_sizes.ee_ray(*command).stdout.splitlines()
+    assert len(lines) >= 4 and not [line for line in lines if len(line) > 80]
+    told = two_sizes.json(*command, "--json")
+    assert told["schema"] == 1 and [each["tokens"] for each in told["sweeps"]] == [2048, 4096]
+    assert 0 <= told["prediction"]["value"] <= 1
+
+
+def test_what_gc_would_remove_and_has_removed_fits_80_columns_and_speaks_json(copy, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    # The second seed's stages are nobody's once the sweep is asked for without it.
+    copy.ee_ray("run", copy.write(search__seeds=[0], search__anchor_seeds=1, search__max_trials=3), "--local")
+    told = copy.json("gc", "--json")
+    assert told["schema"] == 1 and len(told["garbage"]) >= 7 and not told["deleted"]
+    said = [copy.ee_ray("gc", *more).stdout for more in ([], ["--delete"], [])]
+    assert "nothing deleted" in said[0] and "deleted" in said[1].splitlines() and len(said[2].splitlines()) < len(said[0].splitlines())  # fmt: skip
+    assert not [line for text in said for line in text.splitlines() if len(line) > 80]
+    assert copy.json("gc", "--json")["garbage"] == []
 
 
 def test_explain_speaks_json(finished):

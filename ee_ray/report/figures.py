@@ -4,6 +4,7 @@ A trace whose points stand for rows of a table says so: `meta` names the table, 
 pins points by that.
 """
 
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from ee_ray.report.tables import Tables
 
 # Okabe and Ito's palette, told apart by colour-blind eyes; its black is grey here, to be seen on light and on dark.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a"]
+MORE_COLOURS = ["#a4447a", "#8c5a2b"]
 INK, GRID, PAPER = "#1a1a1a", "#e1e4e6", "#ffffff"
 AXIS = {
     "gridcolor": GRID,
@@ -42,6 +44,7 @@ NATS = "nats per token"
 LAMBDA = "lambda: fraction of D_post mixed into pretraining"
 NAMES = {"L_ft": "fine-tuning loss L_ft", "L_ret": "retained loss L_ret", "L_pre": "pretraining loss L_pre"}
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagram", "triangle-down"]
+MOST_BANDS = 4  # methods whose bands can be told apart
 MOST_STAGES = 1200  # an icicle of more is slow to draw and too fine to read
 
 
@@ -150,36 +153,43 @@ def losses_figure(tables: Tables) -> go.Figure:
             _band(figure, curve["lambda"], curve, colour, showlegend=False, **group)
             figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": colour, "dash": dash}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>mean %{{y:.4f}}<extra></extra>", **group)  # fmt: skip
         _runs(figure, seen[seen["question"] == question], colour, 7, name=name, showlegend=not len(curve), **group)
+    figure.update_xaxes(range=[-0.04, 1.04])
     theirs = tables["paper_allocations"]
     for loss, symbol in (("L_im", "circle-open"), ("L_ret", "circle")) if len(theirs) else ():
         figure.add_scatter(x=theirs["lambda"], y=theirs[loss], mode="lines+markers", name=f"{loss}, the paper", line={"color": COLOURS[6], "dash": "dash", "width": 1}, marker={"symbol": symbol, "size": 9}, hovertemplate=f"the paper, figure 3<br>lambda %{{x}}<br>{loss} %{{y:.4f}}<extra></extra>")  # fmt: skip
     return figure
 
 
-def method_colour(method: str, methods: list[str]) -> str:
-    """The method's colour, the same in every figure."""
-    others = sorted(name for name in methods if name not in METHOD_COLOURS)
-    return METHOD_COLOURS.get(method) or [*COLOURS[2:6], COLOURS[6]][others.index(method) % 5]
+def method_colours(methods: list[str]) -> dict[str, str]:
+    """A colour for each method, the same in every figure: of plain recipes one each; where interventions are tried, mixed and
+    unmixed recipes with the same ones share it, and are told apart by symbol and dash."""
+    added = sorted({name.partition(" + ")[2] for name in methods} - {""})
+    shared = dict(zip(added, cycle([*COLOURS[2:], *MORE_COLOURS]), strict=False))
+    return {name: METHOD_COLOURS.get(name) or shared[name.partition(" + ")[2]] for name in methods}
 
 
 def frontier_figure(tables: Tables, x: str, y: str, choices: int) -> go.Figure:
-    """Every recipe (mean over seeds), and by method the Pareto set, the lower-left hull (dotted) and the hull's band."""
-    figure = axes(f"{NAMES[x]}, {NATS}", f"{NAMES[y]}, {NATS}", height=500)
+    """Every recipe (mean over seeds), and by method the Pareto set, the lower-left hull (dotted) and, of few methods, the
+    hull's band. Of many, Pareto sets of unmixed recipes are dashed."""
     points, bands, recipes = tables["frontiers"], tables["bands"], tables["recipes"]
-    methods = sorted(points["method"].unique(), key=lambda name: (name != "unmixed", name))
+    methods = sorted(points["method"].unique(), key=lambda name: (not name.startswith("unmixed"), name))
+    many, colours = len(methods) > MOST_BANDS, method_colours(methods)
+    figure = axes(f"{NAMES[x]}, {NATS}", f"{NAMES[y]}, {NATS}", height=500 + 12 * len(methods) * many)
     for method in methods:
-        colour, group = method_colour(method, methods), {"legendgroup": method}
+        colour, group, unmixed = colours[method], {"legendgroup": method}, method.startswith("unmixed")
         mine = points[(points["method"] == method) & (points["x_name"] == x)].sort_values("x")
         band = bands[(bands["method"] == method) & (bands["x_name"] == x)]
         pareto, hull = mine[mine["on_pareto"]], mine[mine["on_hull"]]
-        if len(band):
+        if len(band) and not many:
             _band(figure, band["x"], band, colour, showlegend=False, **group)
-        figure.add_scatter(x=pareto["x"], y=pareto["y"], mode="lines", line={"color": colour}, name=f"{method}: Pareto set", hoverinfo="skip", **group)  # fmt: skip
-        figure.add_scatter(x=hull["x"], y=hull["y"], mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name="hull", hoverinfo="skip", showlegend=False, **group)  # fmt: skip
+        shape = "square" if unmixed else "circle"
+        figure.add_scatter(x=pareto["x"], y=pareto["y"], mode="lines+markers", marker={"symbol": shape, "color": colour, "size": 7}, line={"color": colour, "dash": "dash" if many and unmixed else "solid"}, name=method, hoverinfo="skip", **group)  # fmt: skip
+        if not many:
+            figure.add_scatter(x=hull["x"], y=hull["y"], mode="lines", line={"color": colour, "dash": "dot", "width": 1.5}, name="hull", hoverinfo="skip", showlegend=False, **group)  # fmt: skip
         figure.add_scatter(
             x=mine["x"], y=mine["y"], mode="markers", meta="recipes", customdata=mine["recipe"].tolist(), name=method,
             text=[recipe_name(row, choices) for row in recipes.loc[mine["recipe"]].to_dict("records")],
-            marker={"color": mine["lambda"], "colorscale": SCALE, "cmin": 0, "cmax": 1, "size": 9, "symbol": "square" if method == "unmixed" else "circle",
+            marker={"color": mine["lambda"], "colorscale": SCALE, "cmin": 0, "cmax": 1, "size": 9, "symbol": shape,
                     "line": {"width": 1.5, "color": colour}, "showscale": method == methods[-1], "colorbar": {"title": {"text": "lambda"}, "len": 0.6, "thickness": 12, "y": 0, "yanchor": "bottom"}},
             hovertemplate=f"%{{text}}<br>{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<extra>{method}</extra>", showlegend=False, **group,
         )  # fmt: skip
@@ -204,10 +214,10 @@ def gap_figure(tables: Tables) -> go.Figure:
 
 
 def search_figure(tables: Tables, asked: float) -> go.Figure:
-    """The interval of lambda* and its width as rounds went by, against tokens trained."""
+    """The interval of lambda*, its width and the frontier's hypervolume as rounds went by, against tokens trained."""
     rounds = tables["search"].dropna(subset=["lo"])
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    figure.update_layout({**LAYOUT, "height": 440, "showlegend": False})
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.5, 0.25, 0.25])
+    figure.update_layout({**LAYOUT, "height": 540, "showlegend": False})
     figure.update_xaxes(AXIS)
     figure.update_yaxes(AXIS)
     text = [f"round {row['round']}: {row['chosen']}" for row in rounds.to_dict("records")]
@@ -217,7 +227,9 @@ def search_figure(tables: Tables, asked: float) -> go.Figure:
     figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=2, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
     figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
     figure.update_yaxes(title_text="width", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(title_text="tokens trained", row=2, col=1)
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hypervolume"], mode="lines+markers", line={"color": COLOURS[2]}, text=text, hovertemplate="%{text}<br>hypervolume %{y:.4f} nats\u00b2<extra></extra>", name="hypervolume", row=3, col=1)  # fmt: skip
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", row=3, col=1)
+    figure.update_xaxes(title_text="tokens trained", row=3, col=1)
     return figure
 
 
@@ -245,7 +257,7 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
     colours = [KIND_COLOURS[kind] if state == "published" else "#c8c8c8" for kind, state in zip(stages["kind"], stages["state"], strict=True)]  # fmt: skip
     figure = go.Figure(
         go.Icicle(
-            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label",
+            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label", textfont={"color": INK},
             values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
             marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
             hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
@@ -268,13 +280,14 @@ def draw(tables: Tables, choices: int, asked: float) -> dict[str, go.Figure]:
         drawn["optimum"] = question_figure(tables, questions[0], large=True)
     if questions:
         drawn["losses"] = losses_figure(tables)
-        drawn |= {f"question-{number}": question_figure(tables, name) for number, name in enumerate(questions[1:], 1)}
+        answered = [name for name in questions[1:] if name in set(tables["optima"]["question"])]
+        drawn |= {f"question-{number}": question_figure(tables, name) for number, name in enumerate(answered, 1)}
     if len(tables["frontiers"]):
         drawn["frontier"] = frontier_figure(tables, "L_ft", "L_ret", choices)
         drawn["frontier-pre"] = frontier_figure(tables, "L_ret", "L_pre", choices)
     if len(tables["gaps"]):
         drawn["gap"] = gap_figure(tables)
-    if tables["search"]["lo"].notna().any():
+    if tables["search"]["lo"].notna().sum() > 1:
         drawn["search"] = search_figure(tables, asked)
     if len(tables["curves"]):
         drawn["noise"] = noise_figure(tables)

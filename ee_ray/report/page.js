@@ -28,7 +28,7 @@ function themed(layout) {
     hoverlabel: {bgcolor: paper, bordercolor: grid, font: {color: ink}, align: "left", namelength: -1},
     modebar: {orientation: "v", bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: ink}};
   for (const name of Object.keys(out).filter(name => /^[xy]axis\d*$/.test(name)))
-    out[name] = {...out[name], gridcolor: grid, linecolor: grid, zerolinecolor: grid};
+    out[name] = {...out[name], gridcolor: grid, linecolor: grid, zerolinecolor: grid, title: {...out[name].title, font: {size: small ? 10 : 13}}};
   if (small) out.margin = {...layout.margin, l: Math.min(layout.margin.l, 48), r: Math.min(layout.margin.r, 8)};
   return out;
 }

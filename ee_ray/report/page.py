@@ -67,7 +67,7 @@ def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables,
     sentence = verdict_sentence(summary)
     if not ledger.decision.stop:
         sentence = f"So far, with {len(ledger.results)} of {len(ledger.trials)} trials asked for: {sentence}"
-    said = words.advice(summary["optimum"])
+    said = words.advice(summary["optimum"]) or (words.contrast(summary["comparison"]) if ledger.decision.stop else "")
     advice = f"<strong>{escape(said)}</strong>" if said else ""
     name = escape(sweep.spec.name)
     links = "".join(f'<li><a href="#{part.name}">{escape(part.short)}</a></li>' for part in parts if part.html)

@@ -11,6 +11,7 @@ import yaml
 
 from ee_ray.ledger import Ledger
 from ee_ray.report import paper, words
+from ee_ray.report.figures import MOST_BANDS
 from ee_ray.report.html import Html, details, figure, note, section, table
 from ee_ray.report.summary import LOSSES
 from ee_ray.report.tables import TABLES, Tables
@@ -38,9 +39,11 @@ def head(sweep: Sweep, summary: dict[str, Any], drawn: bool) -> str:
         tiles = [
             (f"{optimum['lambda']:.2f}", f"lambda*: 95% interval {low:.2f} to {high:.2f}"),
             (words.verdict_name(optimum["verdict"]), f"P(interior) = {optimum['p_interior']:.3f}"),
-            (f"{optimum['gain_over_0']['value']:.3f} nats", f"below all-post-training {_interval(optimum['gain_over_0'])}"),
-            (f"{optimum['gain_over_1']['value']:.3f} nats", f"below all-pretraining {_interval(optimum['gain_over_1'])}"),
         ]  # fmt: skip
+        for end, name in ((0, "all-post-training"), (1, "all-pretraining")):
+            if optimum["lambda"] != end:  # an end is no better than itself
+                gain = optimum[f"gain_over_{end}"]
+                tiles.append((f"{gain['value']:.3f} nats", f"below {name} {_interval(gain)}"))
     tiles.append((words.tokens(tokens["trained"]), "tokens trained" + (f"; one path per trial: {tokens['saved_factor']:.3g} times as many" if tokens["saved_factor"] else "")))  # fmt: skip
     boxes = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
     parts = [f'<ul class="tiles">{boxes}</ul>']
@@ -51,7 +54,9 @@ def head(sweep: Sweep, summary: dict[str, Any], drawn: bool) -> str:
         ]  # fmt: skip
     parts.append(f"<p>Search: {escape(summary['stop_reason'])}.</p>")
     if summary["stages"]["failed"]:
-        parts.append(f'<p><a class="bad" href="#failures">{summary["stages"]["failed"]} stages failed</a></p>')
+        parts.append(
+            f'<p><a class="bad" href="#failures">{words.counted(summary["stages"]["failed"], "stage")} failed</a></p>'
+        )
     return "".join(parts)
 
 
@@ -89,11 +94,12 @@ def _losses(summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:
         for o in summary["others"]
     ]  # fmt: skip
     header = ["loss", "lambda*", "95% interval", "verdict", "below all-post-training", "below all-pretraining", "sd of a run", "recipes"]  # fmt: skip
+    lines = "Lines: fitted means over seeds, with 95% bands; p" if len(tables["curves"]) else "P"
     theirs = note(f"Grey, dashed: the paper's Figure 3 ({paper.CREDIT}).") if len(tables["paper_allocations"]) else ""
     return section(
         "losses", "Immediate and retained loss at every fine-tuning rate",
         figure("losses", "every loss against lambda: runs, fitted means, bands"),
-        note("Lines: fitted means over seeds, with 95% bands; points: runs. Click a name to hide it, twice to see it alone."), theirs,
+        note(f"{lines}oints: runs, a symbol for each seed. Click a name to hide it, twice to see it alone."), theirs,
         f'<h3>The same runs, asked otherwise</h3><div class="grid">{panels}</div>' if asked else "", table(header, rows, "lambda* by the other losses") if rows else "",
     )  # fmt: skip
 
@@ -102,11 +108,13 @@ def _frontier(sweep: Sweep, tables: Tables, drawn: list[str]) -> str:
     if "frontier" not in drawn:
         return ""
     theirs = note(f"Grey: the paper's own checkpoints ({paper.CREDIT}).") if len(tables["paper_checkpoints"]) else ""
+    many = tables["frontiers"]["method"].nunique() > MOST_BANDS
+    lines = "Lines: Pareto sets, dashed of unmixed recipes." if many else "Solid: the Pareto set. Dotted: the lower-left hull, as the paper draws, with its 95% band over seeds."  # fmt: skip
     return section(
         "frontier", "Frontiers: what fine-tuning gains, what is kept, and what it costs before",
         "<h3>Retained loss against fine-tuning loss</h3>", figure("frontier", "retained loss against fine-tuning loss, Pareto sets and hulls by method"),
         "<h3>Pretraining loss against retained loss</h3>", figure("frontier-pre", "pretraining loss against retained loss, Pareto sets and hulls by method"),
-        note("Points are means over seeds, each seed's offset taken out; lower left is better. Solid: the Pareto set. Dotted: the lower-left hull, as the paper draws, with its 95% band over seeds. Squares: unmixed (lambda = 0)."), theirs,
+        note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0)."), theirs,
     )  # fmt: skip
 
 
@@ -125,7 +133,13 @@ def _choices(summary: dict[str, Any]) -> str:
         return ""
     names = [name for name in choices[0] if name != "leads"]
     rows = [[number, *(json.dumps(choice[name]) for name in names), "leads: its curve goes lowest" if choice["leads"] else ""] for number, choice in enumerate(choices)]  # fmt: skip
-    return section("choices", "What else was chosen", table(["choice", *names, ""], rows, "choices beside lambda"))
+    shares = summary["importance"] or {}
+    mattered = table(["what", "share of the spread"], [[name, f"{100 * share:.0f}%"] for name, share in shares.items()], "what mattered")  # fmt: skip
+    why = note("How much of the spread of the objective over all that could be chosen each explains (fANOVA over the runs). A forest's view of runs that were not drawn at random; the seed's share is noise.")  # fmt: skip
+    return section(
+        "choices", "What else was chosen", table(["choice", *names, ""], rows, "choices beside lambda"),
+        *([mattered, why] if shares else []),
+    )  # fmt: skip
 
 
 def _curves(tables: Tables) -> str:
@@ -156,7 +170,7 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
     several = len(sweep.spec.choices) > 1
     rows = [
         ["anchors" if row["round"] == 0 else str(row["round"]), row["chosen"], row["runs"], row["tokens"],
-         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], words.verdict_name(row["verdict"]) or "-"]
+         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], row["hypervolume"], words.verdict_name(row["verdict"]) or "-"]
         for row in rounds.to_dict("records")
     ]  # fmt: skip
     header = [
@@ -166,13 +180,14 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
         "tokens",
         "lambda* afterwards",
         "width",
+        "hypervolume",
         "verdict",
     ]
     picture = figure("search", "interval of lambda* and its width against tokens trained") if "search" in drawn else ""
     return section(
         "search", "What the search did, and why it stopped", f"<p>{escape(_stopped(sweep, summary))}</p>", picture,
-        note("Runs are chosen, a few at a time, where they teach most about the best lambda for each token that must be trained. Tokens: what a round added to what was trained already."),
-        details("rounds", f"Each round's choice: {len(rows)} rounds", table(header, rows, "rounds of the search", "scroll")),
+        note("Runs are chosen, a few at a time, where they teach most about the best lambda for each token that must be trained. Tokens: what a round added to what was trained already. Hypervolume: the area, in nats squared, of fine-tuning and retained losses that some run so far beats, up to the worst of all runs."),
+        details("rounds", f"Each round's choice: {words.counted(len(rows), 'round')}", table(header, rows, "rounds of the search", "scroll")),
     )  # fmt: skip
 
 
@@ -265,7 +280,7 @@ def _failures(ledger: Ledger) -> str:
             else "The next run tries it again."
         )
         boxes.append(details(f"failure-{key}", f"{evidence.get('kind', 'stage')} {key}: {evidence['error']}", f"<p>{escape(where)}. {again}</p>", log))  # fmt: skip
-    return section("failures", f"Failures: {len(ledger.failures)} stages", *boxes)
+    return section("failures", f"Failures: {words.counted(len(ledger.failures), 'stage')}", *boxes)
 
 
 def _recipes(summary: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ee_ray.compare import Comparison, Gap, compare
 from ee_ray.frontier import frontiers, hypervolume
+from ee_ray.importance import importance
 from ee_ray.ledger import COLUMNS, Ledger
 from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
@@ -180,6 +181,7 @@ def summarize(
             {**choice, "leads": found[0].optimum is not None and number == ledger.choice}
             for number, choice in enumerate(sweep.spec.choices)
         ],
+        "importance": importance(sweep.spec, ledger.results),
         "others": other_optima(found),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),
@@ -217,8 +219,8 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     practical = summary["objective"]["practical"]
     return {
         "interior": f"Interior optimum: {place}; {gains}.",
-        "boundary_0": f"Keep all of it for post-training: the best lambda is 0; {place}.",
-        "boundary_1": f"Put all of it into pretraining: the best lambda is 1; {place}.",
+        "boundary_0": f"Boundary at 0, all-post-training: no split is better by {practical:g} nats or more; {place}; {name} is {over_1} nats below all-pretraining.",
+        "boundary_1": f"Boundary at 1, all-pretraining: no split is better by {practical:g} nats or more; {place}; {name} is {over_0} nats below all-post-training.",
         "flat": f"The split does not matter: {name} differs by less than {practical:g} nats over lambda.",
         "undetermined": f"Undetermined: the data allow {place}; {gains}. More seeds or levels are needed.",
     }[optimum["verdict"]]

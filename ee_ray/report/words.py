@@ -2,6 +2,8 @@
 
 from typing import Any
 
+APART = "Mixed and unmixed recipes share no fine-tuning loss at which to compare them."
+
 
 def gain(found: dict[str, Any]) -> str:
     """A difference and its interval, as `_estimate` or `_gap` of the summary has them."""
@@ -25,11 +27,31 @@ def advice(optimum: dict[str, Any] | None) -> str:
         return ""
     return {
         "interior": f"Mix about {optimum['lambda']:.0%} of D_post into pretraining and keep the rest for post-training.",
-        "boundary_0": "Mix nothing into pretraining: keep all of D_post for post-training.",
-        "boundary_1": "Put all of D_post into pretraining.",
+        "boundary_0": "Mix nothing into pretraining: no split is better than keeping all of D_post for post-training.",
+        "boundary_1": "Put all of D_post into pretraining: no other split is better.",
         "flat": "Split D_post as is convenient: it makes no difference that matters.",
         "undetermined": "The runs do not say yet how to split D_post.",
     }[optimum["verdict"]]
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
+def contrast(found: dict[str, Any] | None) -> str:
+    """What a sweep of frontiers says, in one sentence: mixed against unmixed at as many trials of each."""
+    if not found:
+        return ""
+    if not (gap := found["gap_at_equal_trials"] or found["gap"]):
+        return APART
+    if gap["ci95"][0] is None:
+        return f"By one seed, mixed recipes keep {gap['value']:.3f} nats more at the same fine-tuning loss."
+    low, high = gap["ci95"]
+    if low > 0:
+        return f"Mixing D_post into pretraining keeps more: {gap['value']:.3f} nats at the same fine-tuning loss."
+    if high < 0:
+        return f"Mixing D_post into pretraining keeps less: {-gap['value']:.3f} nats at the same fine-tuning loss."
+    return "Mixed and unmixed recipes cannot be told apart at the same fine-tuning loss."
 
 
 def verdict_name(verdict: str) -> str:
@@ -39,13 +61,15 @@ def verdict_name(verdict: str) -> str:
 def compared(found: dict[str, Any] | None) -> str:
     """Mixed against unmixed at matched fine-tuning loss, in words."""
     if not found or not found["gap"]:
-        return "Mixed and unmixed recipes share no fine-tuning loss at which to compare them."
-    equal = found["gap_at_equal_trials"]
-    return (
+        return APART
+    equal, numbers = found["gap_at_equal_trials"], found["trials"]
+    said = (
         f"At the same fine-tuning loss, mixed recipes keep {gain(found['gap'])} nats more than unmixed ones: "
-        f"{found['trials']['mixed']} trials against {found['trials']['unmixed']}, {found['seeds']} seeds. The best of more trials is better by chance; "
-        f"with as many of each it is {gain(equal) if equal else 'not known'}."
+        f"{numbers['mixed']} trials against {numbers['unmixed']}, {counted(found['seeds'], 'seed')}."
     )
+    if numbers["mixed"] == numbers["unmixed"]:
+        return said
+    return f"{said} The best of more trials is better by chance; with as many of each it is {gain(equal) if equal else 'not known'}."  # fmt: skip
 
 
 def tokens(count: float) -> str:
