@@ -22,6 +22,7 @@ from ee_ray.plan import Trial, distinct
 from ee_ray.search import LOSSES, Job
 from ee_ray.store import Store
 
+UPLOAD_SECONDS = 60  # that a finished sweep waits for; wandb keeps what is left to be sent
 CREDENTIALS = re.compile(r"//[^/@\s]*@")
 ENDS = {"loss": "train_loss", "tokens_per_s": "tokens_per_s", "tokens": "tokens"}
 
@@ -105,7 +106,7 @@ def _open(name: str, sweep: str) -> LoggerCallback:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7 the sweep would wait minutes for
         return _Mlflow(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME") or sweep)
     # Its files go where wandb would put them, not into Ray's folder of the trial, which ends with the run.
-    return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd())  # fmt: skip
+    return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd(), upload_timeout=UPLOAD_SECONDS)  # fmt: skip
 
 
 class Tracked(Callback):  # type: ignore[misc]
