@@ -214,10 +214,10 @@ def gap_figure(tables: Tables) -> go.Figure:
 
 
 def search_figure(tables: Tables, asked: float) -> go.Figure:
-    """The interval of lambda* and its width as rounds went by, against tokens trained."""
+    """The interval of lambda*, its width and the frontier's hypervolume as rounds went by, against tokens trained."""
     rounds = tables["search"].dropna(subset=["lo"])
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    figure.update_layout({**LAYOUT, "height": 440, "showlegend": False})
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.5, 0.25, 0.25])
+    figure.update_layout({**LAYOUT, "height": 540, "showlegend": False})
     figure.update_xaxes(AXIS)
     figure.update_yaxes(AXIS)
     text = [f"round {row['round']}: {row['chosen']}" for row in rounds.to_dict("records")]
@@ -227,7 +227,9 @@ def search_figure(tables: Tables, asked: float) -> go.Figure:
     figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=2, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
     figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
     figure.update_yaxes(title_text="width", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(title_text="tokens trained", row=2, col=1)
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hypervolume"], mode="lines+markers", line={"color": COLOURS[2]}, text=text, hovertemplate="%{text}<br>hypervolume %{y:.4f} nats\u00b2<extra></extra>", name="hypervolume", row=3, col=1)  # fmt: skip
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", row=3, col=1)
+    figure.update_xaxes(title_text="tokens trained", row=3, col=1)
     return figure
 
 
@@ -257,7 +259,7 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
         go.Icicle(
             ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label", textfont={"color": INK},
             values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
-            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
+            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 0.5, "color": PAPER}},
             hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
             tiling={"orientation": "v"},
         ),
