@@ -271,7 +271,7 @@ def limits(answered: float) -> str:
     for gpus in (8.0, 1.0, 0.25):
         slots = 1000 / gpus
         memory = (slots * (SLOT_BYTES + TRIAL_BYTES) + TRIAL_BYTES) / 1e9
-        calls = slots / REPORT_SECONDS + slots / MOST_POLL_SECONDS
+        calls = slots / REPORT_SECONDS + 2 * slots / MOST_POLL_SECONDS
         lines.append(f"| {gpus:g} GPUs | {slots:,.0f} | {memory:,.0f} | {calls:,.0f} |")
     return "\n".join(lines)
 
