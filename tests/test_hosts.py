@@ -118,7 +118,7 @@ def tunnel(cluster: Cluster) -> Iterator[None]:
         shown.wait(30)
 
 
-def test_a_submitted_sweep_trains_stages_that_span_two_hosts_outlives_a_killed_worker_and_leaves_its_report_on_the_shared_disk(
+def test_a_submitted_sweep_trains_stages_that_span_two_hosts_and_leaves_its_report_on_the_shared_disk(
     cluster, tmp_path
 ):
     send_spec(cluster, search__max_trials=6)
@@ -126,23 +126,17 @@ def test_a_submitted_sweep_trains_stages_that_span_two_hosts_outlives_a_killed_w
     command = f"cd {ROOT} && ray submit {cluster.file} sweeps/submit.py -- sweeps/tiny.yaml"
     with log.open("w") as out:
         submit = subprocess.Popen(cluster.rack.laptop.inside("bash", "-c", command), stdout=out, stderr=out)
-    most, end, killed = [0, 0, 0], time.monotonic() + 400, False
-    store = Store(cluster.shared / "store")
+    most, end = [0, 0, 0], time.monotonic() + 400
     while submit.poll() is None and time.monotonic() < end:
         most = max(most, [host.processes(TRAIN_WORKER) for host in cluster.rack.hosts], key=sum)
-        if not killed and len(store.published()) >= 4:
-            killed = not cluster.rack.hosts[2].run("pkill", "-9", "-f", "[r]ay::RayTrainWorker").returncode
         time.sleep(1)
     said = log.read_text()
 
     assert submit.poll() == 0, said
     assert most == [0, 1, 1], "one worker on each worker host at once, none on the head"
     assert "stages done" in said and "report: reports/tiny/index.html" in said
-    assert killed and len(store.published()) == 22
-    published: set[str] = set()
-    for event in store.journalled("tiny"):
-        assert event["event"] != "begun" or event["key"] not in published, "what is published is not trained again"
-        published |= {event["key"]} if event["event"] == "published" else set()
+    store = Store(cluster.shared / "store")
+    assert len(store.published()) == 22
     assert {store.record(key)["workers"] for key in store.published()} == {2}
     summary = json.loads((cluster.shared / "reports/tiny/summary.json").read_text())
     assert summary["stages"]["failed"] == 0 and (cluster.shared / "reports/tiny/index.html").exists()
