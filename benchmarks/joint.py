@@ -1,6 +1,7 @@
 """Choices beside lambda: is the interval of lambda* still as sure as it says, and what does an answer cost?
 
     python benchmarks/joint.py [--sweeps 20]
+    python benchmarks/joint.py --calibrate 500      coverage alone: the anchors and EXTRA runs at random, fitted once
 
 Each sweep has three choices of post-training. Choice c adds to a truth of truths.py (1 - x) * (a + b x), with a and b drawn
 anew (sd 0.03 and 0.06 nats), so that it adds nothing at lambda = 1. A run at a (level, seed) whose pretraining is
@@ -35,6 +36,7 @@ NOISE = 0.006
 CHOICES, SEEDS, LEVELS = 3, range(4), len(LADDER)
 EFFECTS = (Effect((0, 1, 2), (1,)),)
 ANCHORS = list(product((0, 8, 16), range(2), range(CHOICES)))
+EXTRA = 10
 CACHED, BUDGETS = 0.15, (9.0, 12.0, 16.0)
 
 Run = tuple[int, int, int]  # level, seed, choice
@@ -131,11 +133,34 @@ def follow(case: int, number: int) -> list[dict]:
     return rows
 
 
+def calibrated(case: int, number: int) -> dict:
+    """A sweep whose runs after the anchors were drawn, as a reader of a grid with gaps would have them."""
+    lab = Lab(TRUTHS[case], number)
+    places = list(product(range(LEVELS), SEEDS, range(CHOICES)))
+    drawn = np.random.default_rng([number, 7]).choice(len(places), EXTRA, replace=False)
+    found = summarise(lab.fitted(ANCHORS + [places[i] for i in drawn]), LADDER, PRACTICAL)
+    profile = lab.curves(FINE).min(axis=0)
+    best = Truth("profile", "", lambda x: np.interp(x, FINE, profile))
+    inside = not best.covered((0.0, 0.0)) and not best.covered((1.0, 1.0))
+    return {"truth": lab.truth.name, "covered": best.covered(found.ci95), "width": found.ci95[1] - found.ci95[0],
+            "false interior": found.verdict == "interior" and not inside, "interior": found.verdict == "interior"}  # fmt: skip
+
+
+def calibration(cases: list[int], sweeps: int) -> None:
+    with ProcessPoolExecutor() as pool:
+        jobs = [pool.submit(calibrated, *job) for job in product(cases, range(sweeps))]
+        rows = pd.DataFrame([job.result() for job in track(jobs, "fitting")])
+    print(rows.groupby("truth").mean().round(3).to_string())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sweeps", type=int, default=20)
+    parser.add_argument("--calibrate", type=int, metavar="SWEEPS")
     options = parser.parse_args()
     cases = [i for i, truth in enumerate(TRUTHS) if truth.name in CASES]
+    if options.calibrate:
+        return calibration(cases, options.calibrate)
     with ProcessPoolExecutor() as pool:
         jobs = [pool.submit(follow, *job) for job in product(cases, range(options.sweeps))]
         frame = pd.DataFrame([row for job in track(jobs, "searching") for row in job.result()])

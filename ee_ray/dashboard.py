@@ -61,7 +61,7 @@ def strip(live: dict[str, Any] | None, now: float) -> str:
         return "<p>No run is going on. This page changes when one publishes stages.</p>"
     counts, (rate, left) = live["counts"], speed(live)
     said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "failed")
-    parts = [f"<p><strong>Running.</strong> Stages: {said}. {rate / 1000:.1f}k tokens/s, {clock(live['seconds'])} gone, {left} left for what is asked for.</p>"]  # fmt: skip
+    parts = [f"<p><strong>Running.</strong> Stages: {said}. {rate / 1000:.1f}k tokens/s, {clock(live['seconds'])} gone, {left} left for the stages asked for so far.</p>"]  # fmt: skip
     parts += [f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in answer_so_far(live)]
     for slot, kind, key, done, total in live["running"]:
         name = f"{kind} {live['names'].get(key, '')} ({key}) on {slot}"

@@ -153,6 +153,7 @@ def losses_figure(tables: Tables) -> go.Figure:
             _band(figure, curve["lambda"], curve, colour, showlegend=False, **group)
             figure.add_scatter(x=curve["lambda"], y=curve["mean"], mode="lines", line={"color": colour, "dash": dash}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>mean %{{y:.4f}}<extra></extra>", **group)  # fmt: skip
         _runs(figure, seen[seen["question"] == question], colour, 7, name=name, showlegend=not len(curve), **group)
+    figure.update_xaxes(range=[-0.04, 1.04])
     theirs = tables["paper_allocations"]
     for loss, symbol in (("L_im", "circle-open"), ("L_ret", "circle")) if len(theirs) else ():
         figure.add_scatter(x=theirs["lambda"], y=theirs[loss], mode="lines+markers", name=f"{loss}, the paper", line={"color": COLOURS[6], "dash": "dash", "width": 1}, marker={"symbol": symbol, "size": 9}, hovertemplate=f"the paper, figure 3<br>lambda %{{x}}<br>{loss} %{{y:.4f}}<extra></extra>")  # fmt: skip
@@ -213,10 +214,10 @@ def gap_figure(tables: Tables) -> go.Figure:
 
 
 def search_figure(tables: Tables, asked: float) -> go.Figure:
-    """The interval of lambda* and its width as rounds went by, against tokens trained."""
+    """The interval of lambda*, its width and the frontier's hypervolume as rounds went by, against tokens trained."""
     rounds = tables["search"].dropna(subset=["lo"])
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    figure.update_layout({**LAYOUT, "height": 440, "showlegend": False})
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.5, 0.25, 0.25])
+    figure.update_layout({**LAYOUT, "height": 540, "showlegend": False})
     figure.update_xaxes(AXIS)
     figure.update_yaxes(AXIS)
     text = [f"round {row['round']}: {row['chosen']}" for row in rounds.to_dict("records")]
@@ -226,7 +227,9 @@ def search_figure(tables: Tables, asked: float) -> go.Figure:
     figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=2, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
     figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
     figure.update_yaxes(title_text="width", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(title_text="tokens trained", row=2, col=1)
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hypervolume"], mode="lines+markers", line={"color": COLOURS[2]}, text=text, hovertemplate="%{text}<br>hypervolume %{y:.4f} nats\u00b2<extra></extra>", name="hypervolume", row=3, col=1)  # fmt: skip
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", row=3, col=1)
+    figure.update_xaxes(title_text="tokens trained", row=3, col=1)
     return figure
 
 
@@ -254,9 +257,9 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
     colours = [KIND_COLOURS[kind] if state == "published" else "#c8c8c8" for kind, state in zip(stages["kind"], stages["state"], strict=True)]  # fmt: skip
     figure = go.Figure(
         go.Icicle(
-            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label",
+            ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label", textfont={"color": INK},
             values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
-            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
+            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 0.5, "color": PAPER}},
             hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
             tiling={"orientation": "v"},
         ),

@@ -75,7 +75,7 @@ def samples_html(sweep: Sweep, ledger: Ledger, found: list[Answer]) -> str:
     if not there:
         return note(f"How each stage goes on with held-out text: ee-ray report {sweep.path.name} --samples shows it here.")  # fmt: skip
     boxes = [_box(role, number, kept, there) for role in ("post", "ft", "pre") for number in range(len(kept["texts"][role]))]  # fmt: skip
-    said = "Grey: held-out text that a stage is given; black: how it truly goes on, and below, what each stage makes of it, always taking the most probable token. Loss: of the true tokens after the grey ones, nats per token."  # fmt: skip
+    said = "Grey: held-out text that a stage is given, and after it how it truly goes on; below, what each stage makes of it, always taking the most probable token. Loss: of the true tokens after the grey ones, nats per token."  # fmt: skip
     missing = len(asked) - len(there)
     lacking = note(f"Not shown: {words.counted(missing, 'stage')}, whose weights are no longer in the store or which came later: ee-ray report {sweep.path.name} --samples looks again.") if missing else ""  # fmt: skip
     return (

@@ -133,7 +133,13 @@ def _choices(summary: dict[str, Any]) -> str:
         return ""
     names = [name for name in choices[0] if name != "leads"]
     rows = [[number, *(json.dumps(choice[name]) for name in names), "leads: its curve goes lowest" if choice["leads"] else ""] for number, choice in enumerate(choices)]  # fmt: skip
-    return section("choices", "What else was chosen", table(["choice", *names, ""], rows, "choices beside lambda"))
+    shares = summary["importance"] or {}
+    mattered = table(["what", "share of the spread"], [[name, f"{100 * share:.0f}%"] for name, share in shares.items()], "what mattered")  # fmt: skip
+    why = note("How much of the spread of the objective over all that could be chosen each explains (fANOVA over the runs). A forest's view of runs that were not drawn at random; the seed's share is noise.")  # fmt: skip
+    return section(
+        "choices", "What else was chosen", table(["choice", *names, ""], rows, "choices beside lambda"),
+        *([mattered, why] if shares else []),
+    )  # fmt: skip
 
 
 def _curves(tables: Tables) -> str:
@@ -164,7 +170,7 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
     several = len(sweep.spec.choices) > 1
     rows = [
         ["anchors" if row["round"] == 0 else str(row["round"]), row["chosen"], row["runs"], row["tokens"],
-         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], words.verdict_name(row["verdict"]) or "-"]
+         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], row["hypervolume"], words.verdict_name(row["verdict"]) or "-"]
         for row in rounds.to_dict("records")
     ]  # fmt: skip
     header = [
@@ -174,12 +180,13 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
         "tokens",
         "lambda* afterwards",
         "width",
+        "hypervolume",
         "verdict",
     ]
     picture = figure("search", "interval of lambda* and its width against tokens trained") if "search" in drawn else ""
     return section(
         "search", "What the search did, and why it stopped", f"<p>{escape(_stopped(sweep, summary))}</p>", picture,
-        note("Runs are chosen, a few at a time, where they teach most about the best lambda for each token that must be trained. Tokens: what a round added to what was trained already."),
+        note("Runs are chosen, a few at a time, where they teach most about the best lambda for each token that must be trained. Tokens: what a round added to what was trained already. Hypervolume: the area, in nats squared, of fine-tuning and retained losses that some run so far beats, up to the worst of all runs."),
         details("rounds", f"Each round's choice: {words.counted(len(rows), 'round')}", table(header, rows, "rounds of the search", "scroll")),
     )  # fmt: skip
 

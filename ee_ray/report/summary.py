@@ -7,6 +7,7 @@ import pandas as pd
 
 from ee_ray.compare import Comparison, Gap, compare
 from ee_ray.frontier import frontiers, hypervolume
+from ee_ray.importance import importance
 from ee_ray.ledger import COLUMNS, Ledger
 from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
@@ -180,6 +181,7 @@ def summarize(
             {**choice, "leads": found[0].optimum is not None and number == ledger.choice}
             for number, choice in enumerate(sweep.spec.choices)
         ],
+        "importance": importance(sweep.spec, ledger.results),
         "others": other_optima(found),
         "stop_reason": ledger.decision.stop or f"not finished: {len(ledger.decision.outstanding)} trials outstanding",
         "tokens": _tokens(sweep, ledger),

@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 
 from ee_ray.compare import Comparison, frontier_band
 from ee_ray.disk import size
-from ee_ray.frontier import frontiers
+from ee_ray.frontier import frontiers, hypervolume
 from ee_ray.ledger import Ledger
 from ee_ray.plan import Point, distinct
 from ee_ray.report import paper
@@ -36,7 +36,7 @@ TABLES = {
     "frontiers": "recipes in both projections, by method: whether on the Pareto set, whether on the lower-left hull",
     "bands": "95% band of each method's hull over seeds",
     "gaps": "how much more mixed recipes keep than unmixed ones at the same fine-tuning loss",
-    "search": "round by round: runs chosen, tokens spent, and the interval of lambda* afterwards",
+    "search": "round by round: runs chosen, tokens spent, the interval of lambda* afterwards, and the area (nats^2) of losses (L_ft, L_ret) that some run beats, up to the worst of all",
     "stages": "the stage tree: tokens, who shares a stage, how long it took and where",
     "training": "training curves of all stages",
     "paper_allocations": "the paper's Figure 3, where this sweep asks the same",
@@ -178,17 +178,23 @@ def _gaps(contrasted: tuple[pd.DataFrame, Comparison] | None) -> pd.DataFrame:
 
 
 def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:
-    rows, total = [], 0
+    rows, total, done = [], 0, set[tuple[float, int, int]]()
+    runs = list(zip(ledger.rows["lambda"], ledger.rows["seed"], ledger.rows["choice"], strict=True))
+    losses = ledger.rows[["L_ft", "L_ret"]].to_numpy(float)
+    corner = tuple(losses.max(axis=0)) if len(losses) else (0.0, 0.0)
     for number, each in enumerate(history(spec, ledger)):
         total += each.tokens
+        done |= {(point.level / spec.search.ladder, point.seed, point.choice) for point in each.runs}
+        so_far = losses[[run in done for run in runs]]
         low, high = each.optimum.ci95 if each.optimum else (np.nan, np.nan)
         rows.append({
             "round": number, "runs": len(each.runs), "tokens": each.tokens, "total_tokens": total,
             "lambda": each.optimum.lambda_star if each.optimum else np.nan, "lo": low, "hi": high,
             "verdict": each.optimum.verdict if each.optimum else "",
+            "hypervolume": hypervolume(so_far, corner) if len(so_far) else 0.0,
             "chosen": ", ".join(f"{point.level / spec.search.ladder:g}:{point.seed}" + f":{point.choice}" * (len(spec.choices) > 1) for point in each.runs),
         })  # fmt: skip
-    columns = ["round", "runs", "tokens", "total_tokens", "lambda", "lo", "hi", "verdict", "chosen"]
+    columns = ["round", "runs", "tokens", "total_tokens", "lambda", "lo", "hi", "verdict", "hypervolume", "chosen"]
     return pd.DataFrame(rows, columns=columns)
 
 
