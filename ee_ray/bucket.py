@@ -6,8 +6,8 @@
     leases/ failures/ sweeps/            as on a disk, but that each line of a journal is an object
 
 Whoever reads wants files on a disk (memory maps, safetensors, parquet). So items are fetched into the mirror on first need,
-once for all processes of a host, and a file has its name only once its hash is found right. The mirror can be removed
-whenever nothing runs.
+once for all processes of a host, and a file has its name only once its hash is found right. Files of stages go again, the
+longest unused first, where the disk gets full; all of the mirror can be removed whenever nothing runs.
 """
 
 import contextlib
@@ -31,6 +31,8 @@ CACHE = "EE_RAY_CACHE"  # in the environment: the folder of all mirrors
 FETCHED = ".fetched"  # in a folder of the mirror: it came from the bucket, and was not made here
 MOVING_SECONDS = 60.0  # so long may a stage be in the mirror before a listing of the bucket must show it
 STATES_KEPT = 2
+FREE_SHARE = 0.2  # of the mirror's disk, which files of stages give up for others
+IN_USE_SECONDS = 600.0
 WITH_FILES = ("stages", "data", "models", "tokenizers", "work")
 LASTING = ("data", "models", "tokenizers")  # named by their content
 
@@ -164,7 +166,10 @@ class Bucket:
             return
         wanted = {file: digest for file, digest in index["sha256"].items() if files is None or file in files}
         if all((folder / file).exists() for file in wanted):
+            for file in wanted:
+                os.utime(folder / file)  # used
             return
+        self._make_room()
         with self._alone(f"{kind}-{name.replace('/', '-')}"), ThreadPoolExecutor(THREADS) as pool:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FETCHED).touch()
@@ -186,6 +191,19 @@ class Bucket:
         except FileNotFoundError:
             raise RuntimeError(f"{self._objects.where(where)}: is missing or does not match its hash: remove {self._objects.where(f'{kind}/{name}.json')}, and it is made again") from None  # fmt: skip
 
+    def _make_room(self) -> None:
+        """Where the disk gets full, remove files of stages from the mirror, the longest unused first."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        disk, now = shutil.disk_usage(self.root), time.time()
+        short = FREE_SHARE * disk.total - disk.free
+        if short <= 0:
+            return
+        found = [(path.stat(), path) for path in (self.root / "stages").glob("[!.]*/[!.]*") if path.name != RECORD]
+        for facts, path in sorted(found, key=lambda pair: pair[0].st_mtime):
+            if short > 0 and now - facts.st_mtime > IN_USE_SECONDS:
+                path.unlink(missing_ok=True)
+                short -= facts.st_size
+
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """No other process of this host does the same meanwhile; one that is killed lets go."""
@@ -203,6 +221,7 @@ class Bucket:
             objects = {file: _file(kind, name, file, digest) for file, digest in index["sha256"].items()}
             list(pool.map(lambda file: self._objects.upload(folder / file, objects[file]), objects))
         if self._objects.create(f"{kind}/{name}.json", json.dumps(index, indent=1).encode()):
+            self._make_room()
             if folder != self.root / kind / name:
                 shutil.rmtree(self.root / kind / name, ignore_errors=True)  # of one that was removed since
             return True

@@ -7,6 +7,7 @@ times that the server gave: hosts' clocks are asked for nothing.
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import random
 import time
@@ -78,9 +79,23 @@ class Objects:
             raise UserError(f"storage {uri}: {error}") from None
         self.identity = f"{self._s3.meta.endpoint_url} {self.bucket}/{self.prefix}"
         self._created: dict[str, tuple[bytes, str]] = {}
-        self._is_away = False
+        self._is_away = self._has_failed = False
+        self._answers_since = -math.inf
+
+    def steady(self) -> float:
+        """For how long, in seconds, the server has not failed to answer: what it did not hear meanwhile was not unsaid."""
+        return time.monotonic() - self._answers_since
 
     def _ask(self, call: Callable[[], Any]) -> Any:
+        try:
+            return self._asked(call)
+        except KeyboardInterrupt:
+            self._is_away = (
+                self._has_failed
+            )  # whoever does not want to wait shall not wait for what is cleared up either
+            raise
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, called again for as long as the server is away or busy, but once it has been away too long.
 
         Raises:
@@ -98,6 +113,7 @@ class Objects:
                 if not _will_pass(cause):
                     self._is_away = False
                     raise self._refusal(cause) from None
+                self._has_failed = True
                 waited = time.monotonic() - started
                 if waited + pause > patience:
                     self._is_away = True
@@ -107,7 +123,9 @@ class Objects:
                 time.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
-                self._is_away = False
+                if self._has_failed:
+                    self._answers_since = time.monotonic()
+                self._is_away = self._has_failed = False
                 return answer
 
     def _refusal(self, error: BaseException) -> Exception:

@@ -84,13 +84,19 @@ def epochs(sweep: Sweep) -> dict[str, float | None]:
     return {role: round(read[role] / pool.train_windows, 4) if pool else None for role, pool in pools.items()}
 
 
-def _stages(ledger: Ledger) -> list[dict[str, Any]]:
+def _stages(ledger: Ledger, ladder: int) -> list[dict[str, Any]]:
+    """Each with the lambda and seed of the first trial that asks for it."""
+    first: dict[str, Point] = {}
+    for trial in ledger.trials:
+        for key in distinct([trial]):
+            first.setdefault(key, trial.point)
     sharers = Counter(key for trial in ledger.trials for key in distinct([trial]))
     return [
         {
             "key": key,
             "kind": stage.kind,
             "parent": stage.parent,
+            "lambda": first[key].level / ladder,
             "seed": stage.identity.seed,
             "learning_rate": stage.identity.learning_rate,
             "tokens": stage.identity.tokens,
@@ -133,7 +139,7 @@ def quote(
         "schema": 1,
         "sweep": sweep.spec.name,
         "setting": sweep.spec.setting,
-        "stages": _stages(ledger),
+        "stages": _stages(ledger, sweep.spec.search.ladder),
         "tokens": {
             **_tokens(stages, set(ledger.records), trialwise_tokens(ledger.trials)),
             "later_at_most": min(later * dearest, room),

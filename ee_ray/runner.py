@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
-from ee_ray.errors import Diverged, UserError, Withdrawn
+from ee_ray.errors import Diverged, Unreachable, UserError, Withdrawn
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
 from ee_ray.spec.stages import Kind
@@ -96,6 +96,15 @@ def slot_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
+    try:
+        if not ray.get(board.closed.remote()):
+            _work(board, slot, config, rank, size)
+    except Unreachable as error:  # every slot would find the same, each after minutes
+        ray.get(board.close.remote(str(error), withdraw=True))
+        raise
+
+
+def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
     world = World(_device(config), rank, size, config["parallel"])
@@ -112,6 +121,8 @@ def slot_worker(config: dict[str, Any]) -> None:
             if size > 1:
                 raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
             return
+        except Unreachable:
+            raise
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
@@ -256,7 +267,10 @@ def running_slots(
 
     def keep(slot: _Slot) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
-            work(slot)
+            try:
+                work(slot)
+            except Unreachable as error:
+                ray.get(board.close.remote(str(error), withdraw=True))
 
     def work(slot: _Slot) -> None:
         false_starts = 0

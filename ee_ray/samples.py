@@ -1,5 +1,7 @@
 """Take samples: how published stages go on with held-out text. On this machine's CPU; each stage once, for the store keeps it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,37 +24,58 @@ from ee_ray.sweep import Sweep
 
 TEXTS = 2  # of each corpus
 PROMPT, LENGTH = 96, 64  # tokens, at most, and at most half of a window each
+SMALL = 10_000_000  # parameters
 END_MARK = "\u25aa"  # where a document ends
 
 
-def decode(encoding: Encoding, tokens: NDArray[np.int64]) -> str:
-    """Tokens as text; those that are only read (their complements) too. Bytes that are no UTF-8 are shown as such."""
-    plain = np.where(tokens < 0, ~tokens, tokens)
+def decoder(encoding: Encoding) -> Callable[[NDArray[np.int64]], str]:
+    """Tokens to text; those that are only read (their complements) too. Bytes that are no UTF-8 are shown as such."""
     tokenizer = Tokenizer.from_file(encoding.path) if encoding.path else None
-    parts = []
-    for piece in np.split(plain, np.flatnonzero(plain == encoding.end) + 1):
-        body = piece[piece != encoding.end]
-        parts.append(tokenizer.decode(body.tolist(), skip_special_tokens=False) if tokenizer else bytes(body.tolist()).decode(errors="replace"))  # fmt: skip
-    return END_MARK.join(parts)
+
+    def words(tokens: NDArray[np.int64]) -> str:
+        if tokenizer is None:
+            return bytes(tokens.tolist()).decode(errors="replace")
+        return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=False))
+
+    def decode(tokens: NDArray[np.int64]) -> str:
+        plain = np.where(tokens < 0, ~tokens, tokens)
+        documents = np.split(plain, np.flatnonzero(plain == encoding.end) + 1)
+        return END_MARK.join(words(piece[piece != encoding.end]) for piece in documents)
+
+    return decode
 
 
-def _windows(packed: Packed, heldout: int) -> tuple[NDArray[np.int64], int]:
-    """Held-out windows of a corpus, cut to a prompt and what follows it, and the length of the prompt."""
-    prompt = min(PROMPT, packed.sequence_length // 2)
+def _windows(packed: Packed, heldout: int) -> NDArray[np.int64]:
+    """Held-out windows of a corpus, cut to a prompt and what follows it."""
     count = min(TEXTS, heldout)
-    return packed.heldout(heldout)[np.arange(count) * heldout // count][:, : prompt + min(LENGTH, prompt)], prompt
+    prompt = _prompt(packed.sequence_length)
+    return packed.heldout(heldout)[np.arange(count) * heldout // count][:, : prompt + min(LENGTH, prompt)]
+
+
+def _prompt(sequence_length: int) -> int:
+    return min(PROMPT, sequence_length // 2)
 
 
 @torch.inference_mode()
-def _go_on(model: PreTrainedModel, windows: NDArray[np.int64], prompt: int) -> tuple[NDArray[np.int64], list[float]]:
-    """The most probable tokens after each prompt, and the loss of the true ones, nats per token."""
-    tokens = torch.from_numpy(windows)
-    plain = torch.where(tokens < 0, ~tokens, tokens)
+def _go_on(model: PreTrainedModel, windows: NDArray[np.int64], prompt: int) -> list[tuple[NDArray[np.int64], float]]:
+    """After each prompt the most probable tokens, and the loss of the true ones, nats per token."""
+    plain = torch.from_numpy(np.where(windows < 0, ~windows, windows))
     losses = token_losses(model, plain)[:, prompt - 1 :].mean(dim=1)
     given = plain[:, :prompt]
     asked: dict[str, Any] = {"max_new_tokens": plain.shape[1] - prompt, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}  # fmt: skip
     said = model.generate(given, attention_mask=torch.ones_like(given), **asked)  # type: ignore[operator]
-    return said[:, prompt:].numpy(), [round(float(loss), 4) for loss in losses]
+    return list(zip(said[:, prompt:].numpy(), losses.tolist(), strict=True))
+
+
+@contextmanager
+def _few_threads(parameters: int) -> Iterator[None]:
+    """One thread for a small model: several would wait for each other at every token, above all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if parameters <= SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def take_samples(sweep: Sweep, ledger: Ledger, most_parameters: float = float("inf")) -> int:
@@ -62,24 +85,29 @@ def take_samples(sweep: Sweep, ledger: Ledger, most_parameters: float = float("i
     Raises:
         UserError: the corpora are not there.
     """
-    kept, store, spec = taken(sweep), sweep.store, sweep.spec
-    encoding = known(spec, sweep.tokenizer)
+    kept, store, heldout = taken(sweep), sweep.store, sweep.spec.data.heldout_windows
+    records = {each.stage.key: ledger.records[each.stage.key] for each in shown(sweep, ledger, answers(sweep, ledger))}
+    wanted = [r for key, r in records.items() if key not in kept["stages"] and r["parameters"] <= most_parameters and store.weights(key).exists()]  # fmt: skip
+    if not wanted:
+        return 0
+    encoding = known(sweep.spec, sweep.tokenizer)
     packed = {role: pool for role in ROLES if (pool := open_packed(store.corpus(sweep.data[role])))}
     if encoding is None or len(packed) < len(ROLES):
         raise UserError(f"{sweep.path}: its corpora are no longer in {store.place}: ee-ray prepare brings them back")
-    new = 0
-    for each in shown(sweep, ledger, answers(sweep, ledger)):
-        key, record = each.stage.key, ledger.records[each.stage.key]
-        if key in kept["stages"] or not store.weights(key).exists() or record["parameters"] > most_parameters:
-            continue
-        kept["stages"][key] = {}
+    prompt, decode = _prompt(sweep.spec.sequence_length), decoder(encoding)
+    windows = np.concatenate([_windows(pool, heldout) for pool in packed.values()])
+    texts = [{"prompt": decode(row[:prompt]), "truth": decode(row[prompt:])} for row in windows]
+    kept["texts"] = _by_role(texts)
+    for record in wanted:
         model = load_stage(store, record, encoding.vocab_size).eval()  # type: ignore[no-untyped-call]
-        for role, pool in packed.items():
-            windows, prompt = _windows(pool, spec.data.heldout_windows)
-            kept["texts"][role] = [{"prompt": decode(encoding, row[:prompt]), "truth": decode(encoding, row[prompt:])} for row in windows]  # fmt: skip
-            said, losses = _go_on(model, windows, prompt)
-            kept["stages"][key][role] = [{"text": decode(encoding, row), "loss": loss} for row, loss in zip(said, losses, strict=True)]  # fmt: skip
-        new += 1
-    if new:
-        store.write_sweep(spec.name, FILE, kept)
-    return new
+        with _few_threads(record["parameters"]):
+            said = _go_on(model, windows, prompt)
+        kept["stages"][record["key"]] = _by_role([{"text": decode(row), "loss": round(loss, 4)} for row, loss in said])
+    store.write_sweep(sweep.spec.name, FILE, kept)
+    return len(wanted)
+
+
+def _by_role(items: list[Any]) -> dict[str, list[Any]]:
+    """Items of all corpora, as many of each, by role."""
+    count = len(items) // len(ROLES)
+    return {role: items[number * count : (number + 1) * count] for number, role in enumerate(ROLES)}

@@ -23,11 +23,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
+from ee_ray.errors import Unreachable
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
@@ -265,6 +267,16 @@ def _published(store: Store, trial: Trial) -> list[str]:
 def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     """A Tune trial: ask for the stages, wait, report once. Holds no CPU worth the name and no GPU."""
     board = ray.get_actor(board_name, NAMESPACE)
+    try:
+        _drive(config, job, board)
+    except Unreachable as error:  # whoever tries again would find the same, after minutes
+        ray.get(board.close.remote(str(error), withdraw=True))
+        raise
+
+
+def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
+    if reason := ray.get(board.closed.remote()):
+        raise RuntimeError(f"the sweep ended before this trial: {reason}")
     trial = job.trial(config)
     keys = list(distinct([trial]))
     states: dict[str, State] = {}

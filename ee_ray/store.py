@@ -28,6 +28,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ class Store:
         if found is not None and found.get("schema") != SCHEMA:
             raise UserError(f"storage {self.place}: has schema {found.get('schema')!r}, this version reads {SCHEMA}: use another place or the version that wrote it")  # fmt: skip
         self.exists = found is not None
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.place,)  # connections stay here
 
     def create(self) -> None:
         """Make the place a store, if it is not one yet; clear drafts that killed writers left long ago."""
@@ -297,9 +301,10 @@ class Store:
         return [self.items.mark(name) for name in ("stages", "failures", f"{self._name('sweeps', sweep)}/{file}")]
 
     def claims(self, key: str = "") -> list[Entry]:
-        """Claims to a stage, or to all; `age` since their last sign of life."""
+        """Claims to a stage, or to all; `age` since their last sign of life, or since the store could take one again."""
         found: list[Entry] = self.items.entries("leases", f"{key}." if key else "")
-        return found
+        steady: float = self._files.steady()
+        return [replace(entry, age=min(entry.age, steady)) for entry in found]
 
     def read_claim(self, name: str) -> bytes | None:
         content: bytes | None = self._files.read(f"leases/{name}")

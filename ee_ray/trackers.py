@@ -5,6 +5,7 @@ nothing of them is written into the store. A tracker that fails is said and left
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from ee_ray.plan import Trial, distinct
 from ee_ray.search import LOSSES, Job
 from ee_ray.store import Store
 
+UPLOAD_SECONDS = 60  # that a finished sweep waits for; wandb keeps what is left to be sent
+CREDENTIALS = re.compile(r"//[^/@\s]*@")
 ENDS = {"loss": "train_loss", "tokens_per_s": "tokens_per_s", "tokens": "tokens"}
 
 
@@ -100,9 +103,10 @@ class _Wandb(WandbLoggerCallback):  # type: ignore[misc]
 
 def _open(name: str, sweep: str) -> LoggerCallback:
     if name == "mlflow":
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7 the sweep would wait minutes for
         return _Mlflow(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME") or sweep)
     # Its files go where wandb would put them, not into Ray's folder of the trial, which ends with the run.
-    return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd())  # fmt: skip
+    return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd(), upload_timeout=UPLOAD_SECONDS)  # fmt: skip
 
 
 class Tracked(Callback):  # type: ignore[misc]
@@ -127,7 +131,7 @@ class Tracked(Callback):  # type: ignore[misc]
 
     def _leave(self, error: Exception) -> None:
         self.inner = None
-        said = " ".join(str(error).split())[:300]
+        said = CREDENTIALS.sub("//", " ".join(str(error).split()))[:300]
         self.say(f"--track {self.name}: is left, the sweep goes on: {type(error).__name__}: {said}")
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:

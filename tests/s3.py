@@ -44,7 +44,11 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = listening.accept()
-                there = socket.create_connection(("127.0.0.1", self.target))
+                try:
+                    there = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:
+                    here.close()
+                    continue
                 self._pairs |= {here, there}
                 for a, b in ((here, there), (there, here)):
                     threading.Thread(target=self._hand_on, args=(a, b), daemon=True).start()
@@ -118,8 +122,9 @@ def serving(folder: Path) -> Iterator[Server]:
             process.wait()
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, *running: subprocess.Popen, seconds: float = 60) -> None:
+    """Wait until the condition holds, while all of these run."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end and [process.poll() for process in running] == [None] * len(running)
         time.sleep(0.05)

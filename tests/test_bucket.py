@@ -5,11 +5,13 @@ What holds for both kinds of store is in test_store.py and test_lease.py.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ from ee_ray.lease import claim, newest
 from ee_ray.objects import PATIENCE, Objects
 from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -69,6 +73,19 @@ def test_another_host_reads_what_was_published_and_nothing_that_was_changed_sinc
     assert store.damage(STAGE.key) == [f"stage {STAGE.key}: weights.safetensors is missing"]
 
 
+def test_a_host_that_has_nothing_yet_fetches_what_others_made_once(store, tmp_path, monkeypatch):
+    made = store.data("f" * 16)
+    made.mkdir(parents=True)
+    (made / "manifest.json").write_text("{}")
+    (made / "train-00000.bin").write_bytes(b"tokens")
+    store.publish_made(made)
+    there = other_host(store, tmp_path, monkeypatch)
+    assert [path.name for path in there.data("f" * 16).glob("[!.]*")] == ["manifest.json"], "enough to plan with"
+    assert (there.corpus("f" * 16) / "train-00000.bin").read_bytes() == b"tokens"
+    monkeypatch.setattr(Objects, "download", None)
+    assert there.corpus("f" * 16) == Store(store.place).corpus("f" * 16)
+
+
 def test_what_is_removed_and_trained_again_is_not_taken_from_an_old_mirror(store, tmp_path, monkeypatch):
     there = other_host(store, tmp_path, monkeypatch)
     publish(there, b"old")
@@ -107,6 +124,29 @@ def test_a_holder_elsewhere_is_dead_once_its_beats_are_missed_by_the_clock_of_th
     assert store.claims() == [], "a claim that was taken over does not come back"
 
 
+def test_a_claim_that_could_not_be_renewed_while_the_server_was_away_is_alive(store, s3, monkeypatch):
+    store.create_claim(f"{STAGE.key}.1", b'{"holder": "far", "machine": "another", "pid": 1}')
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.5)
+    with s3.away(3.0):
+        assert claim(store, STAGE, "b") is None, "its holder could not say so"
+    time.sleep(1.6)
+    held = claim(store, STAGE, "b")
+    assert held, "and has not said so since"
+    held.release()
+
+
+def test_files_of_stages_go_from_a_mirror_whose_disk_gets_full_and_are_fetched_again(store, monkeypatch):
+    publish(store)
+    weights = store.weights(STAGE.key)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(total=1000, used=900, free=100))
+    publish(store, key="1" * 16)
+    assert weights.exists(), "in use"
+    os.utime(weights, (0, 0))
+    publish(store, key="2" * 16)
+    assert not weights.exists() and store.record(STAGE.key)
+    assert store.weights_checked(STAGE.key).read_bytes() == b"weights"
+
+
 def test_a_write_whose_answer_was_lost_is_known_as_ones_own(store):
     assert store.create_claim("a.1", b"mine") and store.create_claim("a.1", b"mine")
     assert not store.create_claim("a.1", b"another's")
@@ -134,6 +174,20 @@ def test_a_server_that_is_away_is_waited_for_and_one_that_stays_away_is_said_onc
     finally:
         s3.relay.open()
     assert store.published() == [STAGE.key]
+
+
+def test_whoever_interrupts_the_waiting_does_not_wait_for_what_is_cleared_up(store, s3):
+    s3.relay.close()
+    try:
+        threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            store.published()
+        started = time.monotonic()
+        with pytest.raises(Unreachable):
+            store.claims()
+        assert time.monotonic() - started < 1
+    finally:
+        s3.relay.open()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +239,7 @@ def test_two_hosts_train_each_stage_once_though_the_server_is_away_for_twenty_se
     place = Place(tmp_path, in_bucket)
     place.write()
     racers = [run(place, tmp_path / f"host{number}") for number in range(2)]
-    wait_for(lambda: len(place.store.published()) >= 4)
+    wait_for(lambda: len(place.store.published()) >= 4, *racers)
     with s3.away(20.0):
         before = [racer.poll() for racer in racers]
     said = [racer.communicate(timeout=200)[1] for racer in racers]
@@ -219,7 +273,7 @@ def test_a_server_that_is_gone_ends_a_run_in_one_message_and_another_host_goes_o
     place = Place(tmp_path, in_bucket)
     place.write(execution__checkpoint_steps=4)
     first = run(place, tmp_path / "first", **{PATIENCE: "1"})
-    wait_for(lambda: place.store.items.entries("work"))
+    wait_for(lambda: place.store.items.entries("work"), first)
     s3.relay.close()
     try:
         said = first.communicate(timeout=100)[1]

@@ -9,6 +9,7 @@ from conftest import ROOT, Place
 
 from ee_ray.capacity import slots_that_fit
 from ee_ray.errors import UserError
+from ee_ray.objects import Objects
 from ee_ray.spec.execution import Execution
 
 PAGE = (ROOT / "docs" / "errors.md").read_text()
@@ -72,6 +73,25 @@ def other_data(place: Place) -> str:
         return "\n".join(unlike(*sweeps))
 
 
+def gone_bucket(place: Place) -> str:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": "b",
+            "ENDPOINT_URL": "http://127.0.0.1:9",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("EE_RAY_PATIENCE_SECONDS", "0.1")
+        return spec("plan", "--storage", "s3://bucket/store")(place)
+
+
+def deaf_bucket(place: Place) -> str:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Objects, "read", lambda self, name: None)
+        monkeypatch.setattr(Objects, "_request", lambda self, verb, **named: {})
+        return spec("run", "--local", "--storage", "s3://bucket/store")(place)
+
+
 CASES = {
     "...: is not a field here": spec(sequnce_length=32),
     "input should be a valid integer, got '...'": spec(sequence_length="32"),
@@ -90,6 +110,9 @@ CASES = {
     "execution.workers is ...: --local has one process": spec("run", "--local", execution={"workers": 2}),
     "a stage needs ... CPUs and ... GPUs": too_large,
     "storage ...: has schema ..., this version reads ...": other_store,
+    "no answer for ... s": gone_bucket,
+    "its server ignores conditional writes": deaf_bucket,
+    "a store is a directory or in a bucket, s3://BUCKET/PREFIX": spec("plan", "--storage", "ftp://host/store"),
     "has no lambda* yet, which needs three levels": spec("export", "out"),
     "is not empty: name another folder, or --overwrite what an export wrote there": full_folder,
     "published stages of ... have a key that starts so": spec("export", "out", "--key", "zz"),

@@ -13,8 +13,10 @@ from ee_ray.export.folder import load_stage
 from ee_ray.ledger import read_ledger
 from ee_ray.report.answers import answers
 from ee_ray.report.samples import shown
-from ee_ray.samples import decode, take_samples
+from ee_ray.samples import decoder, take_samples
 from ee_ray.sweep import open_sweep
+
+decode = decoder(BYTES)
 
 
 @pytest.fixture
@@ -43,9 +45,10 @@ def test_the_recipe_at_lambda_star_and_both_extremes_are_shown_of_one_seed(sweep
     assert {each.stage.identity.learning_rate for each in stages if each.after == "fine-tuned"} == {0.0001}
 
 
-def test_a_sample_is_what_the_published_weights_say_one_token_after_another(sweep):
+def test_a_sample_is_what_the_published_weights_say_one_token_after_another(copy, sweep):
     """By hand: the whole text so far goes through the model for each next token; the loss is that of the true tokens."""
     ledger = ledger_of(sweep)
+    (copy.store.sweep("tiny") / "samples.json").unlink()
     take_samples(sweep, ledger)
     said = kept(sweep)
     for each in shown(sweep, ledger, answers(sweep, ledger)):
@@ -53,13 +56,13 @@ def test_a_sample_is_what_the_published_weights_say_one_token_after_another(swee
         windows = sweep.packed("post").heldout(16)[[0, 8]]
         for row, text, sample in zip(windows, said["texts"]["post"], said["stages"][each.stage.key]["post"], strict=True):  # fmt: skip
             prompt, truth = torch.from_numpy(row[:16]), torch.from_numpy(row[16:32])
-            assert (text["prompt"], text["truth"]) == (decode(BYTES, row[:16]), decode(BYTES, row[16:32]))
+            assert (text["prompt"], text["truth"]) == (decode(row[:16]), decode(row[16:32]))
             with torch.inference_mode():
                 tokens = prompt
                 for _ in range(16):
                     tokens = torch.cat([tokens, model(tokens[None]).logits[0, -1:].argmax(-1)])
                 logits = model(torch.cat([prompt, truth])[None]).logits[0, 15:31]
-            assert sample["text"] == decode(BYTES, tokens[16:].numpy())
+            assert sample["text"] == decode(tokens[16:].numpy())
             assert sample["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, truth)), abs=1e-3)
 
 
@@ -95,10 +98,11 @@ def test_a_report_without_samples_says_how_to_have_them_and_reads_no_weights(cop
 
 
 def test_samples_of_corpora_that_are_gone_are_refused_in_one_message(copy):
+    (copy.store.sweep("tiny") / "samples.json").unlink()
     shutil.rmtree(copy.store.root / "data")
     assert "ee-ray prepare brings them back" in " ".join(copy.ee_ray("report", "tiny.yaml", "--samples", status=2).stderr.split())  # fmt: skip
 
 
 def test_tokens_become_the_text_that_they_were_read_or_trained_on():
     tokens = np.frombuffer("Grüße\0x".encode(), np.uint8).astype(np.int64)
-    assert decode(BYTES, tokens) == decode(BYTES, np.where(np.arange(len(tokens)) < 3, ~tokens, tokens)) == "Grüße▪x"
+    assert decode(tokens) == decode(np.where(np.arange(len(tokens)) < 3, ~tokens, tokens)) == "Grüße▪x"

@@ -50,14 +50,18 @@ def test_what_is_told_is_the_recipe_and_the_losses_of_the_ledger(job, finished):
 
 
 def test_a_tracker_that_fails_is_said_once_and_left(job, monkeypatch):
+    """And the password that its address may hold is not repeated."""
     heard: list[str] = []
-    monkeypatch.setattr("ee_ray.trackers._open", lambda name, sweep: (_ for _ in ()).throw(ConnectionError("refused")))
+    monkeypatch.setattr(
+        "ee_ray.trackers._open",
+        lambda name, sweep: (_ for _ in ()).throw(ConnectionError("http://me:secret@host/api refused")),
+    )
     tracked = Tracked("mlflow", job, heard.append)
     tracked.setup()
     tracked.on_trial_start(1, [], None)
     tracked.on_trial_complete(1, [], type("Trial", (), {"last_result": {}}))
     tracked.on_experiment_end([])
-    assert heard == ["--track mlflow: is left, the sweep goes on: ConnectionError: refused"]
+    assert heard == ["--track mlflow: is left, the sweep goes on: ConnectionError: http://host/api refused"]
 
 
 @pytest.mark.ray

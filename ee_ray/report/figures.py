@@ -259,7 +259,7 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
         go.Icicle(
             ids=["sweep", *stages["key"]], parents=["", *stages["parent"].fillna("sweep")], labels=labels, text=names, textinfo="label", textfont={"color": INK},
             values=[0, *stages["tokens"]], branchvalues="remainder", sort=False,
-            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 1, "color": PAPER}},
+            marker={"colors": ["#c8ccd0", *colours], "line": {"width": 0.5, "color": PAPER}},
             hovertemplate="%{text}<br>%{value:,} with its children<extra></extra>",
             tiling={"orientation": "v"},
         ),

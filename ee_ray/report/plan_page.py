@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ee_ray.quote import in_short
-from ee_ray.report.figures import KIND_COLOURS, LAYOUT
+from ee_ray.report.figures import INK, KIND_COLOURS, LAYOUT
 from ee_ray.report.html import figure, figured, note
 
 CACHED = "#c8c8c8"
@@ -16,8 +16,8 @@ CACHED = "#c8c8c8"
 
 def tree_figure(stages: Sequence[dict[str, Any]]) -> go.Figure:
     """The stages of a quotation; what hangs under one box shares its training."""
-    labels = [f"{stage['kind']} {stage['learning_rate']:g}<br>seed {stage['seed']}" for stage in stages]
-    words = [f"{stage['key']}, {stage['status']}, {stage['tokens']:,} tokens, in {stage['shared_by']} trials" for stage in stages]  # fmt: skip
+    labels = [f"lambda {s['lambda']:g}<br>seed {s['seed']}" if s["kind"] == "pretrain" else f"{s['kind']} {s['learning_rate']:g}" for s in stages]  # fmt: skip
+    words = [f"{stage['kind']} at {stage['learning_rate']:g}, lambda {stage['lambda']:g}, seed {stage['seed']}<br>{stage['key']}, {stage['status']}, {stage['tokens']:,} tokens, in {stage['shared_by']} trials" for stage in stages]  # fmt: skip
     colours = [CACHED if stage["status"] == "cached" else KIND_COLOURS[stage["kind"]] for stage in stages]
     return go.Figure(
         go.Icicle(
@@ -28,8 +28,9 @@ def tree_figure(stages: Sequence[dict[str, Any]]) -> go.Figure:
             text=["", *words],
             branchvalues="remainder",
             textinfo="label",
-            marker={"colors": ["#eeeeee", *colours], "line": {"width": 1, "color": "white"}},
-            hovertemplate="%{label}<br>%{text}<br>%{value:,} tokens with its children<extra></extra>",
+            textfont={"color": INK},
+            marker={"colors": ["#d5d8db", *colours], "line": {"width": 0.5, "color": "white"}},
+            hovertemplate="%{text}<br>%{value:,} tokens with its children<extra></extra>",
         ),
         layout={**LAYOUT, "margin": {"l": 4, "r": 4, "t": 8, "b": 8}, "height": 460, "uniformtext": {"minsize": 9, "mode": "hide"}},
     )  # fmt: skip

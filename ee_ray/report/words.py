@@ -17,8 +17,8 @@ def between_seeds(optimum: dict[str, Any]) -> str:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital to begin with; str.capitalize would lower all others."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital to begin with, unless it begins with a field's name; str.capitalize would lower all others."""
+    return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 
 def advice(optimum: dict[str, Any] | None) -> str:

@@ -1,0 +1,87 @@
+"""A sweep on a Ray cluster whose hosts share nothing but a bucket: each has a mirror of its own."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import Place, ray_environment
+from s3 import wait_for
+
+from ee_ray.bucket import CACHE
+from ee_ray.objects import PATIENCE
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+LONGER = {"stages__pretrain__tokens": 262_144, "search__max_trials": 6, "execution__checkpoint_steps": 50}
+HOSTS = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+hosts = [cluster.add_node(num_cpus=1, env_vars={"EE_RAY_CACHE": f"{sys.argv[1]}/host{n}"}) for n in range(2)]
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(hosts[0], allow_graceful=False)
+print("removed", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster(in_bucket, tmp_path):
+    """A head without CPUs and two hosts of one; a line to it takes the first away, as a spot instance goes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOSTS, tmp_path], env={**ray_environment(), PATIENCE: "60"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.communicate(timeout=90)
+
+
+def run(place: Place, address: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ee_ray.cli", "run", "tiny.yaml", "--address", address, "--storage", place.storage]
+    with (place.folder / "log").open("a") as log:
+        settings = {**ray_environment(), **environment}
+        return subprocess.Popen(command, cwd=place.folder, env=settings, stdout=log, stderr=log, text=True)
+
+
+def test_hosts_that_share_a_bucket_train_each_stage_once_and_go_on_where_a_lost_one_was(cluster, in_bucket, s3, tmp_path):  # fmt: skip
+    (tmp_path / "unbroken").mkdir()
+    unbroken = Place(tmp_path / "unbroken")
+    unbroken.ee_ray("run", unbroken.write(**LONGER), "--local")
+    place, address = Place(tmp_path, in_bucket), cluster.stdout.readline().strip()
+    place.write(**LONGER)
+    driver = run(place, address)
+    wait_for(lambda: len(place.store.published()) >= 3, driver, seconds=150)
+    with s3.away(20.0):
+        assert driver.poll() is None
+    wait_for(lambda: list((tmp_path / "host0").glob("*/work/*/0*")), driver)  # half-way there
+    cluster.stdin.write("away\n")
+    cluster.stdin.flush()
+    assert cluster.stdout.readline() == "removed\n"
+    assert driver.wait(300) == 0, (tmp_path / "log").read_text()
+    assert place.numbers() == unbroken.numbers()
+    events = place.store.journalled("tiny")
+    assert sum(event["event"] == "published" for event in events) == len(place.store.published())
+    assert {path.parent.parent.name for path in tmp_path.glob("host*/*/data")} == {"host0", "host1"}
+    assert place.store.claims() == [] and place.store.items.entries("work") == []
+
+
+def test_a_bucket_that_is_gone_ends_a_sweep_on_a_cluster_in_one_message(cluster, in_bucket, s3, tmp_path):
+    place, address = Place(tmp_path, in_bucket), cluster.stdout.readline().strip()
+    place.write(**LONGER)
+    driver = run(place, address, **{PATIENCE: "5"})
+    wait_for(place.store.published, driver, seconds=150)
+    s3.relay.close()
+    try:
+        started = time.monotonic()
+        assert driver.wait(240) in (2, 3), (tmp_path / "log").read_text()
+        print(time.monotonic() - started)
+    finally:
+        s3.relay.open()
+    said = (tmp_path / "log").read_text()
+    assert "no answer for" in said and "Traceback" not in said, said
+    assert place.store.published() and os.environ[CACHE]
