@@ -344,7 +344,9 @@ def test_a_held_out_loss_that_is_not_finite_is_a_stage_that_diverged(write, tmp_
     model.save_pretrained(tmp_path / "mine")
     here = Bench(write, model={"checkpoint": "mine"}, **short)
     stage = here.trial(0).pretrain
-    with pytest.raises(Diverged, match=r"held-out losses {'pre': nan} after the last of 1 steps; the last losses were \[5"):
+    with pytest.raises(
+        Diverged, match=r"held-out losses {'pre': nan} after the last of 1 steps; the last losses were \[5"
+    ):
         here.run(stage)
     assert here.store.record(stage.key) is None
 
