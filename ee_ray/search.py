@@ -24,12 +24,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.actor import ActorHandle
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
-from ee_ray.errors import Unreachable
+from ee_ray.errors import Unreachable, unreachable
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
@@ -316,7 +317,7 @@ def search_on_ray(
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     name = partial(_trial_name, job.spec.search.ladder)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -333,7 +334,13 @@ def search_on_ray(
             callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=3),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except TuneError as error:  # what the search itself met
+        if away := unreachable(error):
+            raise away from None
+        raise
 
 
 def _trial_name(ladder: int, trial: Any) -> str:
