@@ -9,7 +9,7 @@ from s3 import wait_for
 
 from ee_ray.objects import PATIENCE
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONGER = {"stages__pretrain__tokens": 262_144, "search__max_trials": 6, "execution__checkpoint_steps": 50}
 HOSTS = """
