@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ee_ray.objective import objective
-from ee_ray.plan import Point, Prices, Trial, build_trial, distinct, sweep_key
+from ee_ray.plan import Point, Prices, Trial, distinct, sweep_key
 from ee_ray.propose import Decision, Rounds, anchors, decide, leading
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
@@ -113,7 +113,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     fresh = [*dict.fromkeys([*anchors(spec), *noted])]  # at once: asking what comes after each round costs a fit
     while True:
         for point in fresh:
-            trial = trials[point] = build_trial(spec, data, point)
+            trial = trials[point] = prices.trial(point)
             for key, stage in distinct([trial]).items():
                 if key in published and key not in records and (record := store.find(key, stage.identity.payload())):
                     records[key] = record

@@ -75,9 +75,8 @@ def others(goal: Objective, rates: Sequence[float], rows: pd.DataFrame) -> list[
 def observed(goal: Objective, rows: pd.DataFrame) -> pd.DataFrame:
     """Columns lambda, seed, loss: the goal's loss of every recipe that has one, of a table with a row for each
     (lambda, seed, finetune_lr)."""
-    found = [
-        (level, seed, value)
-        for (level, seed), part in rows.groupby(["lambda", "seed"])
-        if (value := objective(goal, part.to_dict("records"))) is not None  # type: ignore[arg-type]
-    ]
+    recipes: dict[tuple[float, int], list[dict[Any, Any]]] = {}
+    for row in rows.to_dict("records"):  # once: of a thousand small tables it would take seconds
+        recipes.setdefault((row["lambda"], row["seed"]), []).append(row)
+    found = [(*place, value) for place in sorted(recipes) if (value := objective(goal, recipes[place])) is not None]
     return pd.DataFrame(found, columns=["lambda", "seed", "loss"])

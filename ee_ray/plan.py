@@ -276,13 +276,19 @@ class Prices:
 
     def __init__(self, spec: SweepSpec, data: Mapping[str, str], found: frozenset[str]):
         self._spec, self._data, self.found = spec, data, found
+        self._trials: dict[Point, Trial] = {}
         self._stages: dict[Point, dict[str, int]] = {}
+
+    def trial(self, point: Point) -> Trial:
+        """The stages that a point consists of, worked out once."""
+        if point not in self._trials:
+            self._trials[point] = build_trial(self._spec, self._data, point)
+        return self._trials[point]
 
     def stages(self, point: Point) -> dict[str, int]:
         """Tokens of each distinct stage of a point, by key."""
         if point not in self._stages:
-            trial = build_trial(self._spec, self._data, point)
-            self._stages[point] = {key: stage.identity.tokens for key, stage in distinct([trial]).items()}
+            self._stages[point] = {key: stage.identity.tokens for key, stage in distinct([self.trial(point)]).items()}
         return self._stages[point]
 
     def __call__(self, point: Point, trained: list[Point]) -> int:

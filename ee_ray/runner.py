@@ -41,6 +41,7 @@ from ee_ray.store import Store
 from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
+REPORT_SECONDS = 0.5  # a call takes a millisecond of training and of the board, which all slots share
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 RESIZE_SECONDS = 60.0
@@ -73,7 +74,7 @@ def _next(
         if claimed:
             order, lease = claimed
             break
-        sleep(IDLE_SECONDS)
+        sleep(min(ROOM_SECONDS, IDLE_SECONDS + (monotonic() - asked) / 10))  # who has waited long asks less often
     if size > 1:
         key = broadcast_from_rank_zero(order and order.stage.key)  # an order may be more than Train broadcasts, 1 kB
         order = order or (_look_up(board, key) if key else None)
@@ -107,12 +108,16 @@ def slot_worker(config: dict[str, Any]) -> None:
 def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
     store = Store(config["store"])
     torch.set_num_threads(config["threads"])
-    world = World(_device(config), rank, size, config["parallel"])
+    world, reported = World(_device(config), rank, size, config["parallel"]), 0.0
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
         def report(tokens: int, key: str = key) -> None:
-            if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
+            nonlocal reported
+            if rank or monotonic() - reported < REPORT_SECONDS:
+                return
+            reported = monotonic()
+            if not ray.get(board.progress.remote(key, tokens)):
                 raise Withdrawn(key)
 
         try:

@@ -24,20 +24,21 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.actor import ActorHandle
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
-from ee_ray.errors import Unreachable
+from ee_ray.errors import Unreachable, unreachable
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import decide, estimate
+from ee_ray.propose import Rounds, decide, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
-POLL_SECONDS = 0.25
+POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few seconds
 METRIC = "objective"
 DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
@@ -97,8 +98,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
         self.decision = ledger.decision
-        self.names: dict[str, str] = {}
-        self.answer = self._answer()
+        self.noted: Rounds | None = None
+        self.names: dict[str, dict[str, str]] = {}  # of the stages of each trial that runs, for people
+        self.answer_due, self.answered = 0.0, -1
+        self.answer: dict[str, Any] = {}
         self.space: dict[str, BaseDistribution] = {
             "level": IntDistribution(0, job.spec.search.ladder),
             "seed": CategoricalDistribution(job.spec.search.seeds),
@@ -170,8 +173,19 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         return tokens * per_token
 
     def so_far(self) -> dict[str, Any]:
-        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far."""
-        return {"names": self.names, **self.answer}
+        """What the progress display adds to the board's: what stages in work are, the best run and the optimum so far.
+
+        The optimum takes a fit of all results, which grows with them: it is asked for by those who show it, and rests
+        three times as long as it took. The search itself fits once a round.
+        """
+        began, results = time.monotonic(), len(self.results)
+        if results != self.answered and began >= self.answer_due:
+            self.answer_due = math.inf  # others who ask meanwhile get the one before
+            try:
+                self.answer, self.answered = self._answer(), results
+            finally:
+                self.answer_due = time.monotonic() + 3 * (time.monotonic() - began)
+        return {"names": dict(pair for names in list(self.names.values()) for pair in names.items()), **self.answer}
 
     def _answer(self) -> dict[str, Any]:
         ladder = self.spec.search.ladder
@@ -194,7 +208,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         config: dict[str, Any] = super().suggest(trial_id)
         point = self.running[trial_id] = Point(**config)
         name = f"lambda {point.level / self.spec.search.ladder:g}, seed {point.seed}"
-        self.names = dict.fromkeys(distinct([self.job.trial(config)]), name) | self.names
+        self.names[trial_id] = dict.fromkeys(distinct([self.job.trial(config)]), name)
         return config
 
     def _describe(self, trial_id: str, point: Point, result: Mapping[str, Any]) -> None:
@@ -208,6 +222,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         point = self.running.pop(trial_id)
+        self.names.pop(trial_id, None)
         value = (result or {}).get(METRIC, math.nan)
         failed = error or not math.isfinite(value)
         if (result or {}).get("settled"):
@@ -223,8 +238,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
         self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
-        self.answer = self._answer()
-        note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+        if self.noted != self.decision.rounds:
+            note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
+            self.noted = self.decision.rounds
         self.store.kept(self.store.sweep(self.spec.name) / STUDY)
 
 
@@ -280,6 +296,7 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
     trial = job.trial(config)
     keys = list(distinct([trial]))
     states: dict[str, State] = {}
+    began = time.monotonic()
     while True:
         if len(states) < len(keys):  # at first, and when the board has died and is empty again
             ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
@@ -288,7 +305,7 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
             break
         if reason := ray.get(board.closed.remote()):
             raise RuntimeError(f"the sweep ended before this trial: {reason}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(MOST_POLL_SECONDS, POLL_SECONDS + (time.monotonic() - began) / 100))
     failed = [key for key, state in states.items() if state == "failed"]
     failures = {key: ray.get(board.evidence.remote(key)) or DIED_WITH_BOARD for key in failed}
     tune.report(_report(job, trial, failures))
@@ -300,7 +317,7 @@ def search_on_ray(
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
     name = partial(_trial_name, job.spec.search.ladder)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -317,7 +334,13 @@ def search_on_ray(
             callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=3),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except TuneError as error:  # what the search itself met
+        if away := unreachable(error):
+            raise away from None
+        raise
 
 
 def _trial_name(ladder: int, trial: Any) -> str:

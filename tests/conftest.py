@@ -171,3 +171,19 @@ def copy(finished: Place, tmp_path: Path) -> Place:
     """A copy of the finished sweep that a test may change."""
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path)
+
+
+@pytest.fixture
+def bench(write):
+    """Stores with the tiny sweep's data, on which single stages are run."""
+    from bench import Bench
+
+    return lambda **changes: Bench(write, **changes)
+
+
+@pytest.fixture
+def windows():
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.random.default_rng(0).integers(1, 255, (4, 33)))

@@ -1,15 +1,12 @@
 """A sweep on a Ray cluster whose hosts share nothing but a bucket: each has a mirror of its own."""
 
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import Place, ray_environment
 from s3 import wait_for
 
-from ee_ray.bucket import CACHE
 from ee_ray.objects import PATIENCE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -77,11 +74,11 @@ def test_a_bucket_that_is_gone_ends_a_sweep_on_a_cluster_in_one_message(cluster,
     wait_for(place.store.published, driver, seconds=150)
     s3.relay.close()
     try:
-        started = time.monotonic()
-        assert driver.wait(240) in (2, 3), (tmp_path / "log").read_text()
-        print(time.monotonic() - started)
+        assert driver.wait(240) == 2, (tmp_path / "log").read_text()
     finally:
         s3.relay.open()
     said = (tmp_path / "log").read_text()
-    assert "no answer for" in said and "Traceback" not in said, said
-    assert place.store.published() and os.environ[CACHE]
+    assert said.count("\nerror: ") == 1 and "no answer for" in said.partition("\nerror: ")[2], (
+        said
+    )  # Tune tells trials of its own
+    assert place.store.published()

@@ -1,11 +1,13 @@
 """Sweeps on real Ray clusters of this machine, with processes killed in the middle. A cluster takes 30 s to start."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -156,15 +158,37 @@ def test_more_workers_than_the_machine_has_cpus_is_said_in_one_message(tmp_path)
     assert "Traceback" not in said
 
 
-ANNOUNCED = """
+CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-cluster.add_node(num_cpus=3, num_gpus=1)
+cluster.add_node(num_cpus=int(sys.argv[1]), num_gpus=int(sys.argv[2]))
 print(cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
+
+
+@contextlib.contextmanager
+def cluster(cpus: int, gpus: int = 0) -> Iterator[str]:
+    """A head that holds drivers and one node that holds workers; the head's address. GPUs are announced, not there."""
+    command = [sys.executable, "-c", CLUSTER, str(cpus), str(gpus)]
+    process = subprocess.Popen(command, env=ray_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate(timeout=60)
+
+
+def at_once(place: Place, *sweeps: str) -> dict[str, int]:
+    """How many stages were trained at once, at most, while one of a kind was; by kind, from what the sweeps noted."""
+    most, running = Counter(), set()
+    events = [event for sweep in sweeps for event in place.store.journalled(sweep)]
+    for event in events:
+        running ^= {event["key"]}
+        kind = place.store.record(event["key"])["kind"]
+        most[kind] = max(most[kind], len(running))
+    return dict(most)
 
 
 def test_stages_of_a_part_of_a_gpu_share_it_and_those_of_a_whole_one_have_it_for_themselves(finished, tmp_path):
@@ -172,20 +196,31 @@ def test_stages_of_a_part_of_a_gpu_share_it_and_those_of_a_whole_one_have_it_for
     both shapes want it, and give way to each other."""
     place = Place(tmp_path)
     execution = {"gpus_per_worker": 1.0, "finetune": {"gpus_per_worker": 0.5}}
-    spec = place.write(search__seeds=[0], search__max_trials=3, search__runs_per_round=3, execution=execution)
-    cluster = subprocess.Popen([sys.executable, "-c", ANNOUNCED], env=ray_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
-    try:
-        address = cluster.stdout.readline().strip()
+    longer = {"stages__finetune__tokens": 65_536}  # so that the second slot comes up before the first has done it all
+    spec = place.write(search__seeds=[0], search__max_trials=3, search__runs_per_round=3, execution=execution, **longer)
+    with cluster(cpus=3, gpus=1) as address:
         run = Run(place, spec, "--address", address, EE_RAY_DEVICE="cpu")
         assert run.end() == 0, run.log.read_text()
-    finally:
-        cluster.communicate(timeout=60)
-    assert place.numbers().items() <= finished.numbers().items() and len(place.numbers()) == 11
-    at_once: dict[str, int] = {"pretrain": 0, "posttrain": 0, "finetune": 0}
-    running: set[str] = set()
-    for event in place.store.journalled("tiny"):
-        kind = place.store.record(event["key"])["kind"]
-        running ^= {event["key"]}
-        assert kind == "finetune" or len(running) <= 1, "a whole GPU is not shared"
-        at_once[kind] = max(at_once[kind], len(running))
-    assert at_once == {"pretrain": 1, "posttrain": 1, "finetune": 2}
+    ours, theirs = place.numbers(), finished.numbers()
+    assert len(ours) == 11 and sum(ours[key] == theirs.get(key) for key in ours) == 5, "all but the longer fine-tunings"
+    assert at_once(place, "tiny") == {"pretrain": 1, "posttrain": 1, "finetune": 2}
+
+
+def test_two_runs_on_one_cluster_whose_drivers_outnumber_its_only_slot_train_what_they_share_once(tmp_path):
+    """Four drivers and room for one slot: whoever waited with it in hand for the other run would wait for ever. The second
+    sweep differs in its post-training and shares every pretraining, and at lambda = 1 everything."""
+    place = Place(tmp_path)
+    few = {"search__seeds": [0], "search__max_trials": 3}
+    files = [place.write(**few), place.write("other.yaml", name="other", stages__posttrain__learning_rate=0.004, **few)]
+    place.ee_ray("prepare", files[0])
+    with cluster(cpus=1) as address:
+        runs = [Run(place, file, "--address", address) for file in files]
+        assert [run.end() for run in runs] == [0, 0], [run.log.read_text() for run in runs]
+    events = [event for sweep in ("tiny", "other") for event in place.store.journalled(sweep)]
+    begun = Counter(event["key"] for event in events if event["event"] == "begun")
+    assert set(begun.values()) == {1} and set(begun) == set(place.store.published())
+    summaries = [place.summary(name) for name in ("tiny", "other")]
+    assert [summary["stages"]["failed"] for summary in summaries] == [0, 0]
+    assert [len(summary["trials"]) for summary in summaries] == [6, 6]
+    planned = sum(summary["stages"]["planned"] for summary in summaries)
+    assert len(begun) == planned - 5, "three pretrainings and the two fine-tunings at lambda = 1 are common"

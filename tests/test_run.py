@@ -9,6 +9,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
+import ray
 from conftest import CORPORA, Place, ray_environment
 from ray.train.torch import TorchTrainer
 
@@ -240,6 +241,20 @@ def test_a_slot_starts_no_process_for_data_sets_and_all_else_that_ray_train_star
         for trainer in (TorchTrainer, SlotTrainer)
     )
     assert "DatasetsCallback" in plain and ours == [name for name in plain if name != "DatasetsCallback"]
+
+
+def test_tune_can_keep_the_search_and_who_shows_it_gets_an_answer_while_it_is_not_asked_too_often(copy):
+    """Tune pickles what it is given; the answer is worked out for those who look, and rests three times as long as it took."""
+    sweep = open_sweep(copy.folder / copy.write(), copy.folder / "store")
+    job = Job(sweep.spec, sweep.data, copy.store.place)
+    search = open_search(job, read_ledger(sweep.spec, sweep.data, copy.store))
+    assert ray.cloudpickle.dumps(search)
+    told = search.so_far()
+    assert told["optimum"]["verdict"] == copy.summary()["optimum"]["verdict"] and told["names"] == {}
+    search.results.popitem()
+    assert search.so_far()["optimum"] is told["optimum"], "it was worked out a moment ago"
+    search.answer_due = 0.0
+    assert search.so_far()["optimum"] is not told["optimum"]
 
 
 def test_a_search_notes_what_it_chose_and_can_do_without_the_note(copy):

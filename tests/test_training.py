@@ -14,67 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench import CPU, LORA, Bench, small
 from conftest import ray_environment, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ee_ray.meter
-from ee_ray.board import Order
 from ee_ray.data.order import schedule
+from ee_ray.data.pack import open_packed
 from ee_ray.errors import Diverged, UserError
 from ee_ray.evaluate import heldout_loss
-from ee_ray.interventions import adapt, merged
 from ee_ray.loss import token_losses
-from ee_ray.model import build_config, build_model, load_weights, save_weights
+from ee_ray.model import build_config, build_model, load_weights
 from ee_ray.plan import Point, build_trial, parameters
 from ee_ray.resume import newest_state, read_state
 from ee_ray.spec.model import PRESETS
-from ee_ray.stage import run_stage
+from ee_ray.stage import batches_of
 from ee_ray.sweep import open_sweep, prepare
-from ee_ray.train import Progress, learning_rate, shares, weights_of
-from ee_ray.world import World
-
-CPU = World(torch.device("cpu"))
-NO_DROPOUT = {"embedding": 0.0, "attention": 0.0, "residual": 0.0, "mlp": 0.0}
-LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]}
-
-
-class Bench:
-    """A store with the tiny sweep's data, on which single stages are run."""
-
-    def __init__(self, write, **changes):
-        self.path = write(**changes)
-        self.sweep = open_sweep(self.path, self.path.parent / "store")
-        prepare(self.sweep, lambda role, done: None)
-        self.store = self.sweep.store
-
-    def trial(self, level: int = 2, seed: int = 0, choice: int = 0):
-        return build_trial(self.sweep.spec, self.sweep.data, Point(level, seed, choice))
-
-    def run(self, stage, world: World = CPU, micro_batch: int | None = None, report=lambda tokens: None, every: float = 1e9, steps: int | None = None):  # fmt: skip
-        run_stage(self.store, Order(stage, "tiny", micro_batch, every, steps), world, report)
-        return self.store.record(stage.key)
-
-    def run_all(self, stages):
-        return [self.run(stage) for stage in stages]
-
-    def weights(self, stage) -> bytes:
-        return self.store.weights(stage.key).read_bytes()
-
-
-@pytest.fixture
-def bench(write):
-    return lambda **changes: Bench(write, **changes)
-
-
-def small(**fields):
-    base = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
-    return build_model(build_config({**base, **fields}, 256, 32), 0)
-
-
-@pytest.fixture
-def windows():
-    return torch.from_numpy(np.random.default_rng(0).integers(1, 255, (4, 33)))
+from ee_ray.train import Progress, learning_rate
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("nano", 0.107), ("smollm2-135m", 134.5), ("smollm2-1b", 1030.0)])
@@ -195,7 +152,7 @@ def kill_in_the_middle(bench: Bench, stage, steps: int, not_before: float) -> in
     saved; returns the step that it can go on from."""
     code = f"""
 import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_training import *
+from bench import *
 bench = object.__new__(Bench)
 bench.sweep = open_sweep({str(bench.path)!r}, {str(bench.store.root)!r}); bench.store = bench.sweep.store
 stages = {{s.key: s for level in range(5) for s in bench.trial(level).stages}}
@@ -367,85 +324,31 @@ def test_held_out_loss_counts_only_tokens_that_carry_loss(windows):
     assert mean == pytest.approx(plain[:, keep].mean().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("place", NO_DROPOUT)
-def test_each_dropout_acts_in_training_and_not_in_evaluation(place, windows):
-    plain, dropped = small(), adapt(small(), {**NO_DROPOUT, place: 0.5}, None)
-    plain.eval(), dropped.eval()
-    assert torch.equal(token_losses(plain, windows), token_losses(dropped, windows))
-    plain.train(), dropped.train()
-    assert not torch.equal(token_losses(plain, windows), token_losses(dropped, windows))
-    assert set(dropped.state_dict()) == set(plain.state_dict())
-
-
-@pytest.mark.parametrize(("place", "modules"), [("embedding", 1), ("residual", 4), ("mlp", 2)])
-def test_dropout_stands_where_it_is_said_to_stand(place, modules):
-    model = adapt(small(), {**NO_DROPOUT, place: 0.25}, None)
-    found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert len(found) == modules and {module.p for module in found} == {0.25}
-
-
-def test_masks_of_dropout_depend_neither_on_workers_nor_on_micro_batches():
-    rows = np.arange(40).reshape(20, 2)
-    alone = [(tuple(part[:, 0]), draw) for part, _, draw in shares(rows, CPU, 3, True)]
-    three = [(tuple(part[:, 0]), draw) for rank in range(3) for part, _, draw in shares(rows, World(CPU.device, rank, 3), 1, True)]  # fmt: skip
-    assert sorted(alone) == sorted(three) and len(alone) == 3
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_adapters_merged_at_hand_over_give_the_same_losses(tied, windows, tmp_path):
-    base = small(tie_word_embeddings=tied)
-    save_weights(base, tmp_path / "w.safetensors")
-    model = small(tie_word_embeddings=False)
-    load_weights(model, tmp_path / "w.safetensors")
-    if tied:
-        assert torch.equal(model.lm_head.weight, base.model.embed_tokens.weight)
-    trained = adapt(model, None, LORA)
-    embedding = model.model.embed_tokens.weight.clone()
-    names = set(weights_of(trained))
-    assert all("lora_" in name for name in names) and len(names) == 2 * (2 * 4 + 1)
-    assert not any(part in name for name in names for part in ("q_proj", "k_proj", "v_proj"))
-    with torch.no_grad():
-        for name, param in trained.named_parameters():
-            if "lora_B" in name:
-                param.normal_(0, 0.1)
-    trained.eval()
-    before = token_losses(trained, windows)
-    plain = merged(trained)
-    assert torch.allclose(before, token_losses(plain, windows), atol=1e-5)
-    assert not torch.allclose(before, token_losses(base, windows), atol=1e-2)
-    assert torch.equal(plain.model.embed_tokens.weight, embedding)
-    save_weights(plain, tmp_path / "merged.safetensors")
-    again = small(tie_word_embeddings=False)
-    load_weights(again, tmp_path / "merged.safetensors")
-    assert torch.equal(token_losses(again, windows), token_losses(plain, windows))
-
-
-def test_a_tied_model_goes_through_adapters_to_fine_tuning(bench):
-    here = bench(model={**tiny()["model"], "tie_word_embeddings": True}, stages__posttrain__lora=LORA)
-    trial = here.trial(2)
-    records = here.run_all(trial.stages)
-    assert [r["payload"]["model"].get("tie_word_embeddings") for r in records] == [True, False, False, False]
-    assert records[1]["parameters"] == records[0]["parameters"] + 256 * 32
-    assert records[1]["losses"]["post"] < records[0]["losses"]["post"]
-
-
-@pytest.mark.parametrize(
-    ("dropout", "lora", "message"),
-    [
-        ({**NO_DROPOUT, "mlp": 0.1}, None, "stages.posttrain.dropout.mlp"),
-        (None, {**LORA, "targets": ["w_proj", "lm_head"]}, "targets: this model has no w_proj"),
-    ],
-)
-def test_a_model_without_the_place_is_refused(dropout, lora, message):
-    model = build_model(build_config({"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}, 256, 32), 0)
-    with pytest.raises(UserError, match=message):
-        adapt(model, dropout, lora)
-
-
 def test_a_stage_that_diverges_stops_at_once_and_says_where(bench):
     here = bench(stages__pretrain__learning_rate=0.9, model={**tiny()["model"], "rms_norm_eps": -1.0})
     with pytest.raises(Diverged, match="gradient norm nan at step 1 of 32"):
         here.run(here.trial(0).pretrain)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_stage_that_diverged(write, tmp_path):
+    """A checkpoint with one embedding lost: of a byte that is among the held-out text and that this short training never meets."""
+    short = {"stages__pretrain__tokens": 256}
+    plain = Bench(write, **short)
+    identity, pool = plain.trial(0).pretrain.identity, open_packed(plain.store.data(plain.sweep.data["pre"]))
+    batches = batches_of([pool], identity)
+    met = set(batches.gather(batches.order).flat)
+    lost = next(token for token in pool.heldout(identity.heldout_windows)[:, :-1].flat if token not in met)
+    model = small(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[lost] = math.nan
+    model.save_pretrained(tmp_path / "mine")
+    here = Bench(write, model={"checkpoint": "mine"}, **short)
+    stage = here.trial(0).pretrain
+    with pytest.raises(
+        Diverged, match=r"held-out losses {'pre': nan} after the last of 1 steps; the last losses were \[5"
+    ):
+        here.run(stage)
+    assert here.store.record(stage.key) is None
 
 
 def test_a_sweep_can_go_on_from_a_model_that_somebody_has(write, tmp_path):
