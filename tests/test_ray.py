@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 import pytest
@@ -31,8 +31,15 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Place:
 class Run:
     """`ee-ray run` in a process of its own, and the processes that it started."""
 
-    def __init__(self, place: Place, spec: str, *arguments: str, **environment: str):
-        command = [sys.executable, "-m", "ee_ray.cli", "run", spec, *arguments]
+    def __init__(
+        self,
+        place: Place,
+        spec: str,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "ee_ray.cli"),
+        **environment: str,
+    ):
+        command = [sys.executable, *program, "run", spec, *arguments]
         self.log = place.folder / f"{spec}.log"
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=place.folder, env=ray_environment() | environment, stdout=log, stderr=log)  # fmt: skip
@@ -224,3 +231,59 @@ def test_two_runs_on_one_cluster_whose_drivers_outnumber_its_only_slot_train_wha
     assert [len(summary["trials"]) for summary in summaries] == [6, 6]
     planned = sum(summary["stages"]["planned"] for summary in summaries)
     assert len(begun) == planned - 5, "three pretrainings and the two fine-tunings at lambda = 1 are common"
+
+
+GROWING = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.readline()
+second = cluster.add_node(num_cpus=1)
+sys.stdin.readline()
+cluster.remove_node(second, allow_graceful=False)
+sys.stdin.read()
+cluster.shutdown()
+"""
+SOON = "import ee_ray.runner as r, ee_ray.cli as c; r.RESIZE_SECONDS = 5.0; c.main()"
+
+
+@pytest.mark.slow
+def test_a_stage_grows_onto_a_node_that_comes_and_goes_on_with_fewer_workers_when_it_is_killed(tmp_path):
+    """Two pretrainings of a minute and more: the second worker joins in the first, and its node dies in the second."""
+    place = Place(tmp_path)
+    changes = {"stages__pretrain__tokens": 8_388_608, "search__anchors": [0.0, 1.0], "search__anchor_seeds": 1}
+    spec = place.write(**changes, search__max_trials=2, execution__workers=[1, 2], execution__checkpoint_seconds=5)
+
+    def pretrained() -> list[dict]:
+        records = [place.store.record(key) for key in place.store.published()]
+        return [record for record in records if record["payload"]["kind"] == "pretrain"]
+
+    def begun() -> list[dict]:
+        return [line for line in place.store.journalled("tiny") if line["event"] == "begun"]
+
+    command = [sys.executable, "-c", GROWING]
+    nodes = subprocess.Popen(command, env=ray_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        run = Run(place, spec, "--address", nodes.stdout.readline().strip(), program=("-c", SOON))
+        run.wait_for(lambda: place.store.exists and list(place.store.root.glob("work/*/*")))
+        print(file=nodes.stdin, flush=True)
+        run.wait_for(pretrained)
+        assert pretrained()[0]["workers"] == 2
+        steps = [line["step"] for line in begun() if line["key"] == pretrained()[0]["key"]]
+        assert len(steps) == 2 and steps[1] > 0
+        run.wait_for(lambda: list(place.store.root.glob("work/*/*")))
+        print(file=nodes.stdin, flush=True)
+        assert run.end() == 0, run.log.read_text()
+    finally:
+        nodes.communicate(timeout=60)
+    assert sorted(record["workers"] for record in pretrained()) == [1, 2]
+
+    unbroken = Place(tmp_path / "unbroken")
+    unbroken.folder.mkdir()
+    unbroken.ee_ray("run", unbroken.write(**changes, search__max_trials=2), "--local")
+    ours, theirs = place.numbers(), unbroken.numbers()
+    assert ours.keys() == theirs.keys()
+    for key, (losses, _) in ours.items():
+        assert losses == pytest.approx(theirs[key][0], abs=5e-3)
