@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def send(sign: signal.Signals) -> Callable[[Run, Place], None]:
 
 def fill(run: Run, place: Place) -> None:
     """Take all of the disk, for as long as the run lasts."""
-    with (place.store.root.parent / "ballast").open("wb") as file:
+    with (place.store.root / "ballast").open("wb") as file:
         try:
             while True:
                 file.write(bytes(1 << 20))
@@ -87,18 +87,13 @@ def fill(run: Run, place: Place) -> None:
 
 
 def clear(place: Place) -> None:
-    (place.store.root.parent / "ballast").unlink(missing_ok=True)
-    subprocess.run(["mount", "-o", "remount,rw", place.store.root.parent], check=True)
-
-
-def refuse_writes(run: Run, place: Place) -> None:
-    subprocess.run(["mount", "-o", "remount,ro,force", place.store.root.parent], check=False)
+    (place.store.root / "ballast").unlink(missing_ok=True)
 
 
 def freeze(run: Run, place: Place) -> None:
-    subprocess.run(["fsfreeze", "-f", place.store.root.parent], check=True)
+    subprocess.run(["fsfreeze", "-f", place.store.root], check=True)
     time.sleep(FREEZE_SECONDS)
-    subprocess.run(["fsfreeze", "-u", place.store.root.parent], check=True)
+    subprocess.run(["fsfreeze", "-u", place.store.root], check=True)
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ SOAKED = SWEEP | {"stages__pretrain__tokens": 49_152, "execution__checkpoint_sec
 @contextmanager
 def disk(folder: Path, megabytes: int = 48) -> Iterator[None]:
     """A file system of its own on `folder`."""
-    folder.mkdir(parents=True)
+    folder.mkdir()
     image = folder.with_suffix(".img")
     image.write_bytes(b"")
     os.truncate(image, megabytes << 20)
@@ -176,7 +171,7 @@ def watch_until(
 
 
 def clear_if_mounted(place: Place) -> None:
-    if os.path.ismount(place.store.root.parent):
+    if os.path.ismount(place.store.root):
         clear(place)
 
 
@@ -356,12 +351,8 @@ def main() -> None:
                 results.setdefault("hosts", {})[name] = row
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             for name in asked.only if asked.hosts is not None else asked.only or FAULTS:
-                folder = Path(tempfile.mkdtemp(dir=base)) / name
-                if FAULTS[name].on_disk_of_its_own:
-                    with disk(folder):
-                        row = suffer(name, folder, unbroken)
-                else:
-                    folder.mkdir()
+                folder = Path(tempfile.mkdtemp(dir=base))
+                with disk(folder / "store") if FAULTS[name].on_disk_of_its_own else nullcontext():
                     row = suffer(name, folder, unbroken)
                 print(row, flush=True)
                 results["faults"][name] = asdict(row)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ee_ray.errors import Lost, UserError, is_disk_full
+from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.fold import fold
 
 FAILED, INTERRUPTED = 3, 130
@@ -41,10 +41,9 @@ class _Commands(click.Group):
             # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
             os._exit(INTERRUPTED)
         except Exception as error:
-            if not is_disk_full(error):
+            if not (full := no_room(error)):
                 raise
-            said = [str(one) for one in (error, error.__cause__) if isinstance(one, OSError)]
-            click.echo(fold(f"no room is left on a disk{f' ({said[0]})' if said else ''}; everything published is kept: make room, and the same command goes on"), err=True)  # fmt: skip
+            click.echo(fold(str(full)), err=True)
             ctx.exit(FAILED)
 
 
@@ -195,7 +194,7 @@ def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tup
     def lose(what: str) -> None:
         once.acquire()  # never released: who comes second waits for the end of the process
         log.console.show_cursor()
-        log.alarm(str(Lost(what)))
+        log.alarm(str(ClusterLost(what)))
         # Calls to Ray would wait for a minute. What it started here ends with this process (kernel_fate_share).
         os._exit(FAILED)
 

@@ -27,7 +27,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -269,8 +269,12 @@ class Store:
         self._files.append(f"{self._name('sweeps', sweep)}/{JOURNAL}", line)
 
     def journalled(self, sweep: str) -> list[dict[str, Any]]:
-        """The lines of a sweep's journal."""
-        return [json.loads(line) for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}")]
+        """The lines of a sweep's journal, without those that a full disk cut off."""
+        found = []
+        for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}"):
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps that have left something here."""
