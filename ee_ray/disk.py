@@ -105,7 +105,7 @@ class Files:
         """Set the time of change of what this process has created to now.
 
         Raises:
-            OSError: it is no longer there.
+            FileNotFoundError: it is no longer there.
         """
         os.utime(self.root / name)  # the disk's own time, not this host's
 

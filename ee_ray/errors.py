@@ -85,6 +85,10 @@ class Withdrawn(Exception):
     """The stage in hand is no longer wanted: the sweep was interrupted. Nothing is wrong with it."""
 
 
+class Superseded(Exception):
+    """The stage in hand was taken over by another, to whom this process was dead for a while. Nothing is wrong with it."""
+
+
 def unreachable(error: BaseException) -> Unreachable | None:
     """The store's silence, if an error comes from it, wherever in the chain of causes."""
     return next((one for one in _chain(error) if isinstance(one, Unreachable)), None)

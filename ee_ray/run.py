@@ -12,7 +12,7 @@ import torch
 from ee_ray.board import Board
 from ee_ray.capacity import bounded, slot_counts
 from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, head_memory
-from ee_ray.errors import Diverged, UserError, common_cause
+from ee_ray.errors import Diverged, Superseded, UserError, common_cause
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
@@ -73,8 +73,10 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
             torch.set_num_threads(shape.cpus_per_worker)
             world = World(torch.device("cuda" if shape.gpus_per_worker else "cpu"))
             try:
-                run_stage(sweep.store, order, world, partial(board.progress, key))
+                run_stage(sweep.store, order, world, partial(board.progress, key), lease)
                 board.done("local", key)
+            except Superseded:
+                board.put_off(key)
             except Exception as error:
                 if cause := common_cause(error, sweep.store.root):
                     raise cause from error

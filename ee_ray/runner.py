@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
-from ee_ray.errors import Diverged, UserError, Withdrawn, common_cause
+from ee_ray.errors import Diverged, Superseded, UserError, Withdrawn, common_cause
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
 from ee_ray.spec.stages import Kind
@@ -117,8 +117,10 @@ def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, 
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
-        def report(tokens: int, key: str = key) -> None:
+        def report(tokens: int, key: str = key, lease: Lease | None = lease) -> None:
             nonlocal reported
+            if lease:
+                lease.check()
             if rank or monotonic() - reported < REPORT_SECONDS:
                 return
             reported = monotonic()
@@ -126,11 +128,15 @@ def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, 
                 raise Withdrawn(key)
 
         try:
-            run_stage(store, order, world, report)
+            run_stage(store, order, world, report, lease)
         except Withdrawn:
             if size > 1:
                 raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
             return
+        except Superseded:
+            ray.get(board.put_off.remote(key))
+            if size > 1:
+                raise
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))

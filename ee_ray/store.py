@@ -320,7 +320,7 @@ class Store:
         return created
 
     def renew_claim(self, name: str) -> None:
-        """Raises OSError: it is no longer there."""
+        """Raises FileNotFoundError or FileExistsError: it is no longer there, or another's."""
         self._files.renew(f"leases/{name}")
 
     def delete_claims(self, names: Iterable[str]) -> None:
