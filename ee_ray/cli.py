@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -209,7 +210,8 @@ def _sample(sweep: Any, ledger: Any, log: Any) -> None:
     try:
         import_module("ee_ray.samples").take_samples(sweep, ledger, QUICK_PARAMETERS)
     except Exception as error:
-        log.say(f"no samples of text: {error}")
+        log.say(f"no samples of text: {type(error).__name__}: {error}")
+        log.keep(traceback.format_exc())
 
 
 def _catch() -> None:

@@ -60,6 +60,16 @@ def size(path: Path) -> int:
     return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Put a file in its place whole or not at all."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
 class Files:
     def __init__(self, root: Path):
         self.root = root
@@ -74,16 +84,7 @@ class Files:
         """Whole or not at all."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        write_whole(path, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write what is not there yet; False if it is: of many at once one gets True."""

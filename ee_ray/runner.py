@@ -41,7 +41,6 @@ from ee_ray.store import Store
 from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
-REPORT_SECONDS = 0.5  # a call takes a millisecond of training and of the board, which all slots share
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 RESIZE_SECONDS = 60.0
@@ -113,18 +112,14 @@ def slot_worker(config: dict[str, Any]) -> None:
 
 def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, Any], rank: int, size: int) -> None:
     torch.set_num_threads(config["threads"])
-    world, reported = World(_device(config), rank, size, config["parallel"]), 0.0
+    world = World(_device(config), rank, size, config["parallel"])
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
         def report(tokens: int, key: str = key, lease: Lease | None = lease) -> None:
-            nonlocal reported
             if lease:
                 lease.check()
-            if rank or monotonic() - reported < REPORT_SECONDS:
-                return
-            reported = monotonic()
-            if not ray.get(board.progress.remote(key, tokens)):
+            if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
                 raise Withdrawn(key)
 
         try:
@@ -261,6 +256,40 @@ def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: f
     ).fit()
 
 
+def _keep(
+    slot: _Slot,
+    name: str,
+    board: ActorHandle[Board],
+    board_name: str,
+    store: Store,
+    execution: Execution,
+    folder: Path,
+    ended: threading.Event,
+) -> Exception | None:
+    """Start a slot whenever there is work for it, until the board closes; or why it could not do even one stage."""
+    false_starts = 0
+    while not (ended.is_set() or ray.get(board.closed.remote())):
+        if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
+            sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
+            continue
+        before = ray.get(board.snapshot.remote())["counts"]["done"]
+        try:
+            if _room(slot, board, execution.field(slot.kinds)):
+                _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
+        except Exception as error:
+            ray.get(board.release.remote(slot.name))
+            if common_cause(error):
+                raise
+            if _is_without_room(error):
+                continue
+            false_starts += isinstance(error, ControllerError)
+            if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
+                continue
+            if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
+                return error
+    return None
+
+
 @contextlib.contextmanager
 def running_slots(
     name: str,
@@ -283,36 +312,16 @@ def running_slots(
     def keep(slot: _Slot) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
             try:
-                work(slot)
+                why = _keep(slot, name, board, board_name, store, execution, folder, ended)
             except Exception as error:
                 if not (cause := common_cause(error, store.root)):
                     raise
                 ray.get(board.close.remote(cause, withdraw=True))
-
-    def work(slot: _Slot) -> None:
-        false_starts = 0
-        while not (ended.is_set() or ray.get(board.closed.remote())):
-            if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
-                sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
-                continue
-            before = ray.get(board.snapshot.remote())["counts"]["done"]
-            try:
-                if _room(slot, board, execution.field(slot.kinds)):
-                    _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
-            except Exception as error:
-                ray.get(board.release.remote(slot.name))
-                if common_cause(error):
-                    raise
-                if _is_without_room(error):
-                    continue
-                false_starts += isinstance(error, ControllerError)
-                if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
-                    continue
-                if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
-                    alive[slot.kinds] -= 1
-                    if not alive[slot.kinds]:
-                        ray.get(board.close.remote(f"no slot could work: {error}"))
-                    return
+                return
+            if why:
+                alive[slot.kinds] -= 1
+                if not alive[slot.kinds]:
+                    ray.get(board.close.remote(f"no slot could work: {why}"))
 
     threads = [threading.Thread(target=keep, args=(slot,), daemon=True) for slot in _slots(execution, counts)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Ray Tune and Optuna: trials as light drivers, proposals from the ladder. The only file that knows either.
+"""Ray Tune and Optuna: trials as light drivers, proposals from the ladder. The only file that drives either.
 
 A trial asks the board for its stages, waits without holding a CPU or a GPU, and reports from the store's records.
 Optuna's study is kept beside the store for people and dashboards to read; what the search decides is a function of the
