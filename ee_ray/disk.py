@@ -63,11 +63,15 @@ def size(path: Path) -> int:
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Put a file in its place whole or not at all."""
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Files:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_board import orders
 from test_store import STAGE, elsewhere, publish
 
-from ee_ray import lease
+from ee_ray import lease, train
 from ee_ray.board import SPARE_SECONDS, Board, Order
 from ee_ray.errors import Superseded
 from ee_ray.lease import DEAD_SECONDS, Claim, Lease, claim, claim_next, is_free, newest
@@ -146,7 +146,10 @@ def test_a_slot_that_comes_back_is_not_disturbed_by_what_is_left_of_its_last_pro
 
 
 @pytest.mark.parametrize("saved_every", [1, None])
-def test_a_holder_that_hung_writes_no_state_and_publishes_nothing_once_its_stage_was_taken_over(bench, saved_every):
+def test_a_holder_that_hung_writes_no_state_and_publishes_nothing_once_its_stage_was_taken_over(
+    bench, saved_every, monkeypatch
+):
+    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
     here, taken = bench(), []
     stage = here.trial().pretrain
     hung = claim(here.store, stage, "hung")
