@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ee_ray.errors import Lost, UserError, is_disk_full
+from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.fold import fold
 
 FAILED, INTERRUPTED = 3, 130
@@ -42,10 +43,9 @@ class _Commands(click.Group):
             # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
             os._exit(INTERRUPTED)
         except Exception as error:
-            if not is_disk_full(error):
+            if not (full := no_room(error)):
                 raise
-            said = [str(one) for one in (error, error.__cause__) if isinstance(one, OSError)]
-            click.echo(fold(f"no room is left on a disk{f' ({said[0]})' if said else ''}; everything published is kept: make room, and the same command goes on"), err=True)  # fmt: skip
+            click.echo(fold(str(full)), err=True)
             ctx.exit(FAILED)
 
 
@@ -130,7 +130,7 @@ _quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what 
 
 
 @_sweep_command
-@click.option("--address", help="Ray cluster that packs; it must see the store. Without it, all cores here.")
+@click.option("--address", help="Ray cluster that packs. Without it, all cores here.")
 @_quiet
 def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     """Split, tokenize and pack the data of SPEC, or go on with it."""
@@ -156,16 +156,15 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
 def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
-    if not sweep.store.items.is_shared:
-        raise UserError(f"--address {address}: workers of a cluster pack into a directory that all of them see, and {sweep.store.place} is none: without --address the cores of this machine pack")  # fmt: skip
     prepare_ray(address)
     from ee_ray.cluster import connected
     from ee_ray.launch import prepare
-    from ee_ray.scatter import on_ray
+    from ee_ray.scatter import on_ray, through_here
 
     with connected(address):
         _catch()
-        prepare(sweep, log, on_ray)
+        through = partial(through_here, sweep.store, sweep.tokenizer.name)
+        prepare(sweep, log, on_ray if sweep.store.items.is_shared else through)
 
 
 @_sweep_command
@@ -196,7 +195,7 @@ def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tup
     def lose(what: str) -> None:
         once.acquire()  # never released: who comes second waits for the end of the process
         log.console.show_cursor()
-        log.alarm(str(Lost(what)))
+        log.alarm(str(ClusterLost(what)))
         # Calls to Ray would wait for a minute. What it started here ends with this process (kernel_fate_share).
         os._exit(FAILED)
 

@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
-from ee_ray.errors import Diverged, Unreachable, UserError, Withdrawn
+from ee_ray.errors import Diverged, Superseded, UserError, Withdrawn, common_cause
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
 from ee_ray.spec.stages import Kind
@@ -96,38 +96,48 @@ def slot_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
+    near = None
     try:
         if not ray.get(board.closed.remote()):
-            _work(board, slot, config, rank, size)
-    except Unreachable as error:  # every slot would find the same, each after minutes
-        ray.get(board.close.remote(str(error), withdraw=True))
-        raise
+            store = Store(config["store"])
+            near = store.root
+            _work(board, slot, store, config, rank, size)
+    except Exception as error:
+        if not (cause := common_cause(error, near)):
+            raise
+        ray.get(board.close.remote(cause, withdraw=True))
+        if size > 1:
+            raise  # the other ranks may be waiting in a reduction
 
 
-def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
-    store = Store(config["store"])
+def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, Any], rank: int, size: int) -> None:
     torch.set_num_threads(config["threads"])
     world = World(_device(config), rank, size, config["parallel"])
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
-        def report(tokens: int, key: str = key) -> None:
+        def report(tokens: int, key: str = key, lease: Lease | None = lease) -> None:
+            if lease:
+                lease.check()
             if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
                 raise Withdrawn(key)
 
         try:
-            run_stage(store, order, world, report)
+            run_stage(store, order, world, report, lease)
         except Withdrawn:
             if size > 1:
                 raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
             return
-        except Unreachable:
-            raise
+        except Superseded:
+            ray.get(board.put_off.remote(key))
+            if size > 1:
+                raise
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
         except Exception as error:
-            ray.get(board.note.remote(key, evidence_of(error, rank)))
+            if not common_cause(error):
+                ray.get(board.note.remote(key, evidence_of(error, rank)))
             raise  # the other ranks may be waiting in a reduction: Train restarts the whole group
         else:
             if rank == 0:
@@ -268,6 +278,8 @@ def _keep(
                 _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
         except Exception as error:
             ray.get(board.release.remote(slot.name))
+            if common_cause(error):
+                raise
             if _is_without_room(error):
                 continue
             false_starts += isinstance(error, ControllerError)
@@ -301,8 +313,10 @@ def running_slots(
         with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
             try:
                 why = _keep(slot, name, board, board_name, store, execution, folder, ended)
-            except Unreachable as error:
-                ray.get(board.close.remote(str(error), withdraw=True))
+            except Exception as error:
+                if not (cause := common_cause(error, store.root)):
+                    raise
+                ray.get(board.close.remote(cause, withdraw=True))
                 return
             if why:
                 alive[slot.kinds] -= 1

@@ -27,7 +27,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -271,8 +271,12 @@ class Store:
         self._files.append(f"{self._name('sweeps', sweep)}/{JOURNAL}", line)
 
     def journalled(self, sweep: str) -> list[dict[str, Any]]:
-        """The lines of a sweep's journal."""
-        return [json.loads(line) for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}")]
+        """The lines of a sweep's journal, without those that a full disk cut off."""
+        found = []
+        for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}"):
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps that have left something here."""
@@ -315,7 +319,7 @@ class Store:
         return self._files.create(f"leases/{name}", content)
 
     def renew_claim(self, name: str) -> None:
-        """Raises OSError: it is no longer there."""
+        """Raises FileNotFoundError or FileExistsError: it is no longer there, or another's."""
         self._files.renew(f"leases/{name}")
 
     def delete_claims(self, names: Iterable[str]) -> None:
