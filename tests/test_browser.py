@@ -163,11 +163,16 @@ def test_a_live_page_takes_in_what_is_published_while_it_is_open(browser, copy):
         assert seen.page.locator("#verdict").inner_text().startswith("So far") or "So far" in seen.page.locator("#verdict").inner_text()  # fmt: skip
         assert "No run is going on" in seen.page.locator("#live").inner_text()
         live = {"schema": 1, "time": time.time(), "ray_dashboard": "http://127.0.0.1:8265", "counts": {"waiting": 3, "running": 1, "done": 24, "failed": 0},
-                "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0}  # fmt: skip
+                "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0, "training_seconds": 6.0, "runs": {"done": 5, "most": 8}}  # fmt: skip
         copy.store.write_sweep("tiny", "live.json", live)
         seen.page.wait_for_selector("#live progress", timeout=10_000)
         strip = seen.page.locator("#live").inner_text()
-        assert "finetune lambda 0.5, seed 1" in strip and "1 running" in strip
+        assert (
+            "finetune lambda 0.5, seed 1" in strip
+            and "1 running" in strip
+            and "1.5k tokens/s; 0:09 gone" in strip
+            and "5 runs finished, of at most 8" in strip
+        )
         before = seen.page.evaluate("document.body.dataset.version")
         for path in aside.iterdir():
             os.rename(path, stages / path.name)
