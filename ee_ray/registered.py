@@ -58,8 +58,11 @@ def _reads(spec: SweepSpec) -> Any:
 
 
 def _of_same_sources(spec: SweepSpec, store: Store) -> Registered | None:
-    """The sweep of this name as it ran, if it is whole and reads what this spec names."""
-    found = registered(store, spec.name)
+    """The sweep of this name as it ran, if it is known here and reads what this spec names."""
+    try:
+        found = registered(store, spec.name)
+    except UserError:  # a later version wrote it
+        return None
     return found if found and found.identities and _reads(found.spec) == _reads(spec) else None
 
 
