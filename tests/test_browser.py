@@ -147,6 +147,25 @@ def test_dark_and_print_have_colours_of_their_own(browser, finished):
     seen.page.close()
 
 
+@pytest.mark.skipif(
+    shutil.which("pdftotext") is None, reason="pdftotext is not installed: apt-get install poppler-utils"
+)
+def test_in_print_a_heading_stands_on_the_page_of_its_figure(browser, finished, tmp_path):
+    """Wherever the page ends: what stands above is made longer step by step."""
+    seen = Seen(browser, (finished.folder / "reports/tiny/index.html").as_uri(), "desktop")
+    seen.page.evaluate("document.getElementById('matched').before(document.createElement('hr'))")
+    crossed = set()
+    for height in range(0, 1000, 250):
+        seen.page.evaluate("height => { document.querySelector('hr').style.height = `${height}px`; }", height)
+        seen.page.pdf(path=tmp_path / "page.pdf", format="A4")
+        text = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True).stdout  # fmt: skip
+        where = {word: {number for number, page in enumerate(text.split("\f")) if word in page} for word in ("Retained loss at matched", "At the same fine-tuning loss", "kept more by mixed")}  # fmt: skip
+        assert len(set.union(*where.values())) == 1, (height, where)
+        crossed |= set.union(*where.values())
+    assert len(crossed) > 1
+    seen.page.close()
+
+
 def test_a_live_page_takes_in_what_is_published_while_it_is_open(browser, copy):
     """Half of the store is set aside, the page opened, the rest brought back as a running sweep would publish it."""
     stages, aside = copy.folder / "store/stages", copy.folder / "aside"

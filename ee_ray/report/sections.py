@@ -114,7 +114,7 @@ def _frontier(sweep: Sweep, tables: Tables, drawn: list[str]) -> str:
         "frontier", "Frontiers: what fine-tuning gains, what is kept, and what it costs before",
         "<h3>Retained loss against fine-tuning loss</h3>", figure("frontier", "retained loss against fine-tuning loss, Pareto sets and hulls by method"),
         "<h3>Pretraining loss against retained loss</h3>", figure("frontier-pre", "pretraining loss against retained loss, Pareto sets and hulls by method"),
-        note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0)."), theirs,
+        note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0); the brighter, the larger lambda."), theirs,
     )  # fmt: skip
 
 
