@@ -47,10 +47,10 @@ def headline(snapshot: dict[str, Any]) -> str:
     """Counts, speed and time in one line of less than 80 columns. Time left counts the stages asked for so far."""
     counts, (rate, left) = snapshot["counts"], speed(snapshot)
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    return (
-        f"{counts['done']} stages done, {counts['running']} running, {counts['waiting']} waiting{failed}; "
-        f"{rate / 1000:.1f}k tokens/s; {clock(snapshot['seconds'])} gone, {left} left"
-    )
+    stages = f"{counts['done']} stages done, {counts['running']} running, {counts['waiting']} waiting{failed}"
+    if not snapshot["training_seconds"]:
+        return f"{stages}; {pace(snapshot)}"
+    return f"{stages}; {rate / 1000:.1f}k tokens/s; {clock(snapshot['seconds'])} gone, {left} left"
 
 
 def answer_so_far(snapshot: dict[str, Any]) -> list[str]:
