@@ -19,13 +19,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Place  # noqa: E402
+from fault_places import (  # noqa: E402
+    FREEZE_SECONDS,
+    LATE_SECONDS,
+    clear,
+    fill,
+    freeze,
+    hang,
+    in_bucket,
+    in_folder,
+    on_disk,
+    refuse,
+    slow,
+)
 from host_faults import FAULTS as HOST_FAULTS  # noqa: E402
 from host_faults import suffer as suffer_on_hosts  # noqa: E402
 from test_ray import TRAIN_WORKER, TRIAL_DRIVER, Run  # noqa: E402
@@ -48,7 +60,6 @@ SWEEP: dict[str, Any] = {
 RESULTS, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
 MARKS = ("<!-- table of benchmarks/faults.py -->", "<!-- end of table -->")
 CONTROLLER, BOARD, RAYLET, GCS = "ray::TrainController", "ray::Board", "raylet/raylet", "gcs/gcs_server"
-FREEZE_SECONDS = 45.0  # longer than a claim lives without a sign of life
 
 
 @dataclass
@@ -75,37 +86,11 @@ def send(sign: signal.Signals) -> Callable[[Run, Place], None]:
     return lambda run, place: os.kill(run.process.pid, sign)
 
 
-def fill(run: Run, place: Place) -> None:
-    """Take all of the disk, for as long as the run lasts."""
-    with (place.store.root.parent / "ballast").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 20))
-                file.flush()
-        except OSError:
-            return
-
-
-def clear(place: Place) -> None:
-    (place.store.root.parent / "ballast").unlink(missing_ok=True)
-    subprocess.run(["mount", "-o", "remount,rw", place.store.root.parent], check=True)
-
-
-def refuse_writes(run: Run, place: Place) -> None:
-    subprocess.run(["mount", "-o", "remount,ro,force", place.store.root.parent], check=False)
-
-
-def freeze(run: Run, place: Place) -> None:
-    subprocess.run(["fsfreeze", "-f", place.store.root.parent], check=True)
-    time.sleep(FREEZE_SECONDS)
-    subprocess.run(["fsfreeze", "-u", place.store.root.parent], check=True)
-
-
 @dataclass(frozen=True)
 class Fault:
     says: str
-    inject: Callable[[Run, Place], None]
-    on_disk_of_its_own: bool = False
+    inject: Callable[[Run, Any], None]
+    where: Callable[[Path], AbstractContextManager[Place]] = in_folder
 
 
 FAULTS = {
@@ -117,8 +102,14 @@ FAULTS = {
     "head": Fault("kill -9 of the head's control store (gcs)", kill(GCS)),
     "run": Fault("kill -9 of `ee-ray run`", send(signal.SIGKILL)),
     "sigterm": Fault("SIGTERM to `ee-ray run`, as spot instances get it", send(signal.SIGTERM)),
-    "full": Fault("disk full under the store, until the run has ended", fill, True),
-    "slow": Fault(f"the store's disk hangs for {FREEZE_SECONDS:g} s (fsfreeze)", freeze, True),
+    "full": Fault("disk full under the store, until the run has ended", lambda _, place: fill(place), on_disk),
+    "slow": Fault(
+        f"the store's disk hangs for {FREEZE_SECONDS:g} s (fsfreeze)", lambda _, place: freeze(place), on_disk
+    ),
+    "s3worker": Fault("kill -9 of a train worker", kill(TRAIN_WORKER), in_bucket),
+    "s3hangs": Fault("the server hangs for 20 s", lambda _, place: hang(place, 20), in_bucket),
+    "s3away": Fault("the server refuses connections for 60 s", lambda _, place: refuse(place, 60), in_bucket),
+    "s3slow": Fault(f"every answer is {LATE_SECONDS:g} s late, to the end", lambda _, place: slow(place), in_bucket),
 }
 PROCESSES = {"worker": TRAIN_WORKER, "controller": CONTROLLER, "driver": TRIAL_DRIVER, "board": BOARD}
 DRAWN = ("worker", "worker", "controller", "driver", "driver", "board")
@@ -126,25 +117,10 @@ ENDING = ("sigterm", "run", "head", "raylet")  # the run ends, which costs a sta
 SOAKED = SWEEP | {"stages__pretrain__tokens": 49_152, "execution__checkpoint_seconds": 0.2}
 
 
-@contextmanager
-def disk(folder: Path, megabytes: int = 48) -> Iterator[None]:
-    """A file system of its own on `folder`."""
-    folder.mkdir(parents=True)
-    image = folder.with_suffix(".img")
-    image.write_bytes(b"")
-    os.truncate(image, megabytes << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def half_way(place: Place) -> list[float]:
     """Ages of the newest states of stages that are being trained, seconds."""
     states = [sorted(folder.glob("[0-9]*")) for folder in (place.store.root / "work").glob("*")]
-    now, ages = place.store.clock(), []
+    now, ages = time.time(), []
     for found in states:
         try:
             ages += [now - found[-1].stat().st_mtime] if found else []
@@ -154,7 +130,7 @@ def half_way(place: Place) -> list[float]:
 
 
 def start(place: Place, spec: str) -> Run:
-    return Run(place, spec)
+    return Run(place, spec, *(["--storage", place.storage] if place.storage else []))
 
 
 def watch_until(
@@ -168,16 +144,11 @@ def watch_until(
             if status == 0:
                 break
             first = first or status
-            clear_if_mounted(place)
+            clear(place)
             run = start(place, spec)
         assert time.monotonic() < end, run.log.read_text()[-3000:]
         time.sleep(0.1)
     return run, first
-
-
-def clear_if_mounted(place: Place) -> None:
-    if os.path.ismount(place.store.root.parent):
-        clear(place)
 
 
 def events(place: Place) -> tuple[int, int]:
@@ -206,8 +177,7 @@ def standstill(place: Place) -> tuple[float, float]:
     return float(silence), float(max((ats[-1] - ats[0] for ats in begun.values()), default=0))
 
 
-def suffer(name: str, folder: Path, unbroken: Place) -> Row:
-    fault, place = FAULTS[name], Place(folder)
+def suffer(fault: Fault, place: Place, unbroken: Place) -> Row:
     spec = place.write(**SWEEP, search__max_trials=6)
     run = start(place, spec)
     run.wait_for(lambda: len(place.store.published()) >= 2 and half_way(place), 300)
@@ -307,7 +277,7 @@ def _lines(first: str, rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         how = " and a traceback" if row.get("traceback") else ""
         went = f"ended with {row['status']}{how}; the same command went on" if row["status"] else "went on"
-        went += f" ({row['orphans']})" if row.get("orphans") else ""
+        went += f" ({row['note']})" if row.get("note") else ""
         stood = f"{row['stood_s']:.0f} s" if row["begun_twice"] else "none was hit"
         same = "the same bits" if row["same_bits"] else "**differ**"
         lines.append(f"| {row['fault']} | {went} | {row['lost_s']:.1f} s | {row['silence_s']:.0f} s | {stood} | {row['trained_again']} | {same} |")  # fmt: skip
@@ -315,7 +285,10 @@ def _lines(first: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = _lines("fault", [row for name in FAULTS if (row := results["faults"].get(name))])
+    lines = []
+    for first, where in (("fault", (in_folder, on_disk)), ("fault, the store in a bucket", (in_bucket,))):
+        rows = [row for name, fault in FAULTS.items() if fault.where in where and (row := results["faults"].get(name))]
+        lines += ["", *_lines(first, rows)] if rows else []
     if rows := [row for name in HOST_FAULTS if (row := results.get("hosts", {}).get(name))]:
         lines += ["", *_lines("fault, on three hosts", rows)]
     for found in results["soaks"]:
@@ -323,7 +296,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"\nSoak: {sum(found['faults'].values())} faults ({kinds}) in a sweep of {found['stages']} stages, {found['seconds']} s: "
                      f"{found['begun_twice']} stages begun more than once, {found['trained_again']} trained again after they were published; "
                      f"final numbers: {'the same bits' if found['same_bits'] else '**differ**'}.")  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def main() -> None:
@@ -356,13 +329,8 @@ def main() -> None:
                 results.setdefault("hosts", {})[name] = row
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             for name in asked.only if asked.hosts is not None else asked.only or FAULTS:
-                folder = Path(tempfile.mkdtemp(dir=base)) / name
-                if FAULTS[name].on_disk_of_its_own:
-                    with disk(folder):
-                        row = suffer(name, folder, unbroken)
-                else:
-                    folder.mkdir()
-                    row = suffer(name, folder, unbroken)
+                with FAULTS[name].where(Path(tempfile.mkdtemp(dir=base))) as place:
+                    row = suffer(FAULTS[name], place, unbroken)
                 print(row, flush=True)
                 results["faults"][name] = asdict(row)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

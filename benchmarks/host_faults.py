@@ -5,6 +5,7 @@ while a stage there is half-way; the disk is shared by all, and stays reachable 
 this program sees a line in the journal, for the hosts' own clocks may differ.
 """
 
+import calendar
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,49 @@ from hosts import NETWORK, Host, Rack, _ip  # noqa: E402
 from test_ray import TRAIN_WORKER  # noqa: E402
 
 PORT = 6379
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+ALONE_SECONDS = 10.0  # that an orphan has before the rest of its host goes on, which ends it
 USUAL = [
-    f"export PATH={Path(sys.prefix) / 'bin'}:$PATH PYTHONPATH={ROOT} RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0",
+    f"export PATH={Path(sys.prefix) / 'bin'}:$PATH RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0",
     "export RAY_agent_register_timeout_ms=120000 OMP_NUM_THREADS=1",
 ]
+# What Python takes for the time, in every process of a host; Ray's own are C++, and do not start where libfaketime does it.
+CLOCK = """
+import datetime, time
+
+off = {offset}
+real_time, real_time_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: real_time() + off, lambda: real_time_ns() + off * 10**9
+
+
+def of_now(real):
+    return lambda seconds=None: real(time.time() if seconds is None else seconds)
+
+
+time.gmtime, time.localtime, time.ctime = map(of_now, (time.gmtime, time.localtime, time.ctime))
+real_strftime = time.strftime
+time.strftime = lambda format, when=None: real_strftime(format, time.localtime() if when is None else when)
+real_datetime = datetime.datetime
+
+
+class Kind(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, real_datetime)
+
+
+class moved(real_datetime, metaclass=Kind):
+    @classmethod
+    def now(cls, tz=None):
+        return real_datetime.fromtimestamp(time.time(), tz)
+
+    @classmethod
+    def utcnow(cls):
+        return real_datetime.utcfromtimestamp(time.time())
+
+    today = now
+
+
+datetime.datetime = moved
+"""
 
 
 @dataclass
@@ -39,6 +78,7 @@ class Hosts:
     rack: Rack
     place: Place
     seen: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    begun: float = field(default_factory=time.time)
 
     @property
     def head(self) -> Host:
@@ -77,6 +117,10 @@ class Hosts:
                 ages[key] = self.place.store.clock() - states[-1].stat().st_mtime
         return ages
 
+    def states(self, key: str, since: float) -> list[Path]:
+        """States of a stage that were written since then, seconds since the epoch."""
+        return [path for path in (self.place.store.root / "work" / key).glob("[0-9]*") if path.stat().st_mtime > since]
+
     def wait(
         self, run: subprocess.Popen[bytes], until: Callable[[], Any] = lambda: False, limit: float = 280
     ) -> int | None:
@@ -91,7 +135,7 @@ class Hosts:
 
 def kill(name: str) -> Callable[[Hosts], None]:
     """kill -9 processes of the hurt host, by their name there."""
-    return lambda hosts: subprocess.run(hosts.hurt.inside("pkill", "-9", "-f", f"[{name[0]}]{name[1:]}"), check=True) and None  # fmt: skip
+    return lambda hosts: signal_all(hosts.hurt, "KILL", name)
 
 
 def cut(seconds: float) -> Callable[[Hosts], None]:
@@ -111,13 +155,25 @@ def lose_head(hosts: Hosts) -> None:
     subprocess.run(hosts.head.inside("bash", "-c", "kill -9 -1"), check=False)
 
 
+def hang_and_lose_head(hosts: Hosts) -> None:
+    """Ray's processes on the hurt host stop where they are, and the head dies."""
+    signal_all(hosts.hurt, "STOP", "ray")
+    lose_head(hosts)
+
+
+def signal_all(host: Host, sign: str, name: str) -> None:
+    """Send a signal to the processes of a host that have `name` in their command lines."""
+    subprocess.run(host.inside("pkill", f"-{sign}", "-f", f"[{name[0]}]{name[1:]}"), check=True)
+
+
 @dataclass(frozen=True)
 class Fault:
-    """`clocks`: by how much the clocks of the workers are off, seconds."""
+    """`orphan`: a worker of the hurt host goes on alone, once the new head is half-way in what it was training. `clocks`: by how much the clocks of the workers are off, seconds."""
 
     says: str
     inject: Callable[[Hosts], None]
     clocks: tuple[int, int] = (0, 0)
+    orphan: bool = False
 
 
 FAULTS = {
@@ -125,15 +181,26 @@ FAULTS = {
     "raylet": Fault("kill -9 of the raylet of a worker host, which stays away", kill("raylet/raylet")),
     "cut": Fault("a worker host cut off for 45 s, and back", cut(45)),
     "away": Fault("a worker host cut off for 90 s, and back", cut(90)),
+    "clocks": Fault(
+        "clocks of the workers an hour ahead and an hour behind; kill -9 of the raylet of the former, which stays away",
+        kill("raylet/raylet"),
+        (3600, -3600),
+    ),
     "head": Fault("the head lost while its workers train on; a new head, the same command", lose_head),
+    "orphan": Fault(
+        "a worker host hangs, the head is lost; a new head takes over, and the hung worker goes on in the middle",
+        hang_and_lose_head,
+        orphan=True,
+    ),
 }
 
 
 def _furnish(host: Host, offset: int) -> None:
-    faked = (
-        f"export LD_PRELOAD={FAKETIME} FAKETIME={offset:+d} FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=1"
-    )
-    (host.home / ".bashrc").write_text("\n".join([*USUAL, faked if offset else ""]) + "\n")
+    clock = host.home / "clock"
+    clock.mkdir()
+    if offset:
+        (clock / "sitecustomize.py").write_text(CLOCK.format(offset=offset))
+    (host.home / ".bashrc").write_text("\n".join([*USUAL, f"export PYTHONPATH={clock}:{ROOT}"]) + "\n")
 
 
 def suffer(name: str, spec: dict[str, Any], unbroken: Place) -> dict[str, Any]:
@@ -154,31 +221,50 @@ def suffer(name: str, spec: dict[str, Any], unbroken: Place) -> dict[str, Any]:
         lost, hit, at = max(hosts.half_way().values(), default=0.0), set(hosts.half_way()), time.monotonic()
         fault.inject(hosts)
         status = first = hosts.wait(run) or 0
-        orphans = ""
+        note = _clocks(hosts) if any(fault.clocks) else ""
         if status:
-            orphans = _again(hosts)
+            note = _again(hosts, hit if fault.orphan else set())
         print((hosts.place.folder / "stderr.log").read_text()[-1500:], flush=True)
-        return _row(hosts, fault.says, first, lost, hit, at, unbroken) | {"orphans": orphans}
+        return _row(hosts, fault.says, first, lost, hit, at, unbroken) | {"note": note}
     finally:
         rack.down()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _again(hosts: Hosts) -> str:
-    """A new head that trains itself, and the same command on it, while the workers of the old one are left to themselves."""
-    begun, left = time.monotonic(), 0.0
+def _clocks(hosts: Hosts) -> str:
+    """By how much the times that each worker noted were off, as the journal has them."""
+    noted = {line["host"]: calendar.timegm(time.strptime(line["at"], "%Y-%m-%dT%H:%M:%SZ")) - hosts.begun for _, line in hosts.seen}  # fmt: skip
+    return f"times in its journal: {', '.join(f'{host} {off / 60:+.0f} min' for host, off in sorted(noted.items()))}"
+
+
+def _again(hosts: Hosts, hung: set[str]) -> str:
+    """A new head that trains itself, and the same command on it, while the workers of the old one are left to themselves: a
+    worker that hung goes on once the head is half-way in a stage of `hung`, and the rest of its host later."""
+    begun, epoch, left, woken = time.monotonic(), time.time(), 0.0, 0.0
     hosts.start_head(cpus=1)
     run = hosts.command()
 
     def look() -> bool:
-        nonlocal left
+        nonlocal left, woken
         if any(host.processes(TRAIN_WORKER) for host in hosts.rack.hosts[1:]):
             left = time.monotonic() - begun
+        taken = {line["key"] for at, line in hosts.seen if at > begun and line["event"] == "begun"} & hung
+        if not woken and any(hosts.states(key, epoch) for key in taken):
+            woken = time.monotonic()
+            signal_all(hosts.hurt, "CONT", TRAIN_WORKER)
+        if woken and time.monotonic() > woken + ALONE_SECONDS:
+            signal_all(hosts.hurt, "CONT", "ray")
         return False
 
     assert hosts.wait(run, look) == 0, (hosts.place.folder / "stderr.log").read_text()[-4000:]
-    published = sum(at > begun and line["event"] == "published" and line["host"] != "head" for at, line in hosts.seen)
-    return f"orphans were seen until {left:.0f} s after it and published {published}" if left else ""
+    after = [(at, line) for at, line in hosts.seen if at > begun and line["host"] != "head"]
+    published = sum(line["event"] == "published" for _, line in after)
+    note = f"orphans were seen until {left:.0f} s after it and published {published}" if left else ""
+    if woken:
+        gone = [at - woken for at, line in after if line["event"] == "left to another"]
+        note += f"; woken, one left its stage after {gone[0]:.1f} s" if gone else "; woken, it wrote nothing"
+        note += f"; states left behind: {len(list((hosts.place.store.root / 'work').glob('*')))}"
+    return note
 
 
 def _row(

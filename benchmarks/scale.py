@@ -41,11 +41,10 @@ from ee_ray.metrics import Curve
 from ee_ray.model import build_config, build_model
 from ee_ray.plan import Point, build_trial, distinct
 from ee_ray.publish import publish
-from ee_ray.runner import REPORT_SECONDS
 from ee_ray.search import MOST_POLL_SECONDS
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.sweep import Sweep, open_sweep
-from ee_ray.train import Progress
+from ee_ray.train import REPORT_SECONDS, Progress
 from ee_ray.world import World
 
 LEVELS = 16

@@ -65,7 +65,7 @@ class Board:
         self._settled: Counter[tuple[Kind, State]] = Counter()
         self._awaited: dict[str, Collection[Kind]] = {}
         self._last: dict[str, str] = {}
-        self._closed: str | None = None
+        self._closed: str | Exception | None = None
         self._withdrawn = False
         self._trained_tokens = 0
         self._started = time.monotonic()
@@ -203,12 +203,12 @@ class Board:
             if entry.state == "running" and entry.slot == slot:
                 entry.state, entry.slot = "waiting", ""
 
-    def close(self, reason: str, withdraw: bool = False) -> None:
+    def close(self, reason: str | Exception, withdraw: bool = False) -> None:
         """No more stages: slots end when they next ask, or with `withdraw` when they next report."""
         self._closed = self._closed or reason
         self._withdrawn = self._withdrawn or withdraw
 
-    def closed(self) -> str | None:
+    def closed(self) -> str | Exception | None:
         return self._closed
 
     def snapshot(self) -> dict[str, Any]:

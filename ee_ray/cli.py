@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ee_ray.errors import Lost, UserError, is_disk_full
+from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.fold import fold
 
 FAILED, INTERRUPTED = 3, 130
@@ -41,10 +42,9 @@ class _Commands(click.Group):
             # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
             os._exit(INTERRUPTED)
         except Exception as error:
-            if not is_disk_full(error):
+            if not (full := no_room(error)):
                 raise
-            said = [str(one) for one in (error, error.__cause__) if isinstance(one, OSError)]
-            click.echo(fold(f"no room is left on a disk{f' ({said[0]})' if said else ''}; everything published is kept: make room, and the same command goes on"), err=True)  # fmt: skip
+            click.echo(fold(str(full)), err=True)
             ctx.exit(FAILED)
 
 
@@ -208,7 +208,7 @@ def _train(sweep: Any, address: str | None, local: bool, log: Any, trackers: tup
     def lose(what: str) -> None:
         once.acquire()  # never released: who comes second waits for the end of the process
         log.console.show_cursor()
-        log.alarm(str(Lost(what)))
+        log.alarm(str(ClusterLost(what)))
         # Calls to Ray would wait for a minute. What it started here ends with this process (kernel_fate_share).
         os._exit(FAILED)
 
@@ -223,7 +223,8 @@ def _sample(sweep: Any, ledger: Any, log: Any) -> None:
     try:
         import_module("ee_ray.samples").take_samples(sweep, ledger, QUICK_PARAMETERS)
     except Exception as error:
-        log.say(f"no samples of text: {error}")
+        log.say(f"no samples of text: {type(error).__name__}: {error}")
+        log.keep(traceback.format_exc())
 
 
 def _catch() -> None:

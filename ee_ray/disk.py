@@ -38,11 +38,40 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_ended(path: Path) -> bool:
+    """Whether the last line of a file is whole, as that of none is."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a full disk took of a last line."""
+    if not is_ended(path):
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
 def size(path: Path) -> int:
     """Bytes of the files under a path. Links are not followed."""
     if path.is_symlink() or path.is_file():
         return path.lstat().st_size
     return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Put a file in its place whole or not at all."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Files:
@@ -59,12 +88,7 @@ class Files:
         """Whole or not at all."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        write_whole(path, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write what is not there yet; False if it is: of many at once one gets True."""
@@ -74,15 +98,19 @@ class Files:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(file, "wb") as out:
-            out.write(content)
+        try:
+            with os.fdopen(file, "wb") as out:
+                out.write(content)
+        except OSError:  # a full disk takes the name and not the content
+            path.unlink()
+            raise
         return True
 
     def renew(self, name: str) -> None:
         """Set the time of change of what this process has created to now.
 
         Raises:
-            OSError: it is no longer there.
+            FileNotFoundError: it is no longer there.
         """
         os.utime(self.root / name)  # the disk's own time, not this host's
 
@@ -94,8 +122,9 @@ class Files:
         """Add a line to what several may write at once."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        torn = not is_ended(path)  # a full disk took part of a line
         with path.open("a") as file:
-            file.write(line + "\n")  # short, and so by one call: lines of several writers do not mix
+            file.write("\n" * torn + line + "\n")  # short, and so by one call: lines of several writers do not mix
 
     def lines(self, name: str) -> list[str]:
         return (self.read(name) or b"").decode().splitlines()

@@ -1,6 +1,5 @@
 """Which of the things that were chosen mattered: shares of the spread of the objective (fANOVA, Hutter et al. 2014, by Optuna)."""
 
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from itertools import product
@@ -34,11 +33,9 @@ def importance(spec: SweepSpec, results: Mapping[Point, float | None]) -> dict[s
         place = {"lambda": point.level / spec.search.ladder, "seed": point.seed}
         params = place | {name: chosen[name] for name in fields}
         trials.append(optuna.trial.create_trial(params=params, distributions=space, value=loss))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study = optuna.create_study(study_name="importance")
-        study.add_trials(trials)
-        found = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each study that is made
+    study = optuna.create_study()
+    study.add_trials(trials)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: round(float(share), 4) for name, share in found.items()}

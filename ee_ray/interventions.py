@@ -1,10 +1,10 @@
 """What is done to a model while stage 2 trains: dropout where the paper has it, low-rank adapters (paper, 4.4 and table 9)."""
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,13 +29,11 @@ def adapt(model: PreTrainedModel, dropout: Mapping[str, float] | None, lora: Map
 
 def merged(trained: nn.Module) -> nn.Module:
     """The plain model again, adapters added into its weights."""
-    merge: Callable[[], nn.Module] | None = getattr(trained, "merge_and_unload", None)  # peft's, if there are adapters
-    return merge() if merge else trained
+    return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
 
 
 def _with_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
-    peft = import_module("peft")  # 1.7 CPU-seconds, which most slots need not spend
-    config = peft.LoraConfig(
+    config = LoraConfig(
         r=lora["rank"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
@@ -45,8 +43,7 @@ def _with_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if lost := [target for target in lora["targets"] if target not in names]:
         raise UserError(f"stages.posttrain.lora.targets: this model has no {', '.join(lost)}")
-    adapted: nn.Module = peft.get_peft_model(model, config)
-    return adapted
+    return get_peft_model(model, config)
 
 
 def _named(model: nn.Module, *names: str) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeE
 
 from ee_ray.data.workers import Workers
 from ee_ray.environment import prepare_ray
-from ee_ray.errors import Lost, UserError
+from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.ledger import Ledger, note, read_ledger
 from ee_ray.liveness import gone, watched
 from ee_ray.log import Log
@@ -59,7 +59,8 @@ def train(
 
     Raises:
         UserError: as preparing and running do.
-        Lost: the cluster has ended, and `on_loss` has come back.
+        NoRoom: a disk is full.
+        ClusterLost: the cluster has ended, and `on_loss` has come back.
     """
     if address and local:
         raise UserError("--address and --local exclude each other")
@@ -85,10 +86,15 @@ def train(
                 displays.enter_context(watching(console, snapshot))
             yield
 
-    if local:
-        stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
-    else:
-        stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log, on_loss)
+    try:
+        if local:
+            stopped = import_module("ee_ray.run").run_in_process(sweep, ledger, watch)
+        else:
+            stopped = _on_ray(sweep, ledger, address, watch, on_connect, trackers, log, on_loss)
+    except Exception as error:
+        if full := no_room(error, sweep.store.root):
+            raise full from error
+        raise
     return read_ledger(sweep.spec, sweep.data, sweep.store), stopped
 
 
@@ -126,5 +132,5 @@ def _on_ray(
             except (Exception, KeyboardInterrupt) as error:
                 if what := gone(needed):
                     on_loss(what)
-                    raise Lost(what) from error
+                    raise ClusterLost(what) from error
                 raise

@@ -5,8 +5,11 @@
 The newest generation counts. Claims are only ever added, by a creation that one of many can make, so that two never hold
 the same one; to take over from a dead holder is to add the next. Ages are taken by the store's clock alone, that of the
 disk or of the bucket's server, so that hosts may disagree about the time. Whoever trains holds a claim and waits for nothing; whoever waits holds
-none: no mix of runs can lock up. A holder that was slow and has lost its claim does no harm: what it publishes is the
-same, and the first to publish wins.
+none: no mix of runs can lock up.
+
+Who takes over deletes the claim of the dead. A holder that was only thought dead (its host hung, or was cut off) learns so at
+its next sign of life, at the latest when it is to write a state or to publish: it does neither, and leaves the stage. Should it
+come between, it does no harm: what it writes is the same, and the first to publish wins.
 """
 
 import json
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ee_ray.board import Order
-from ee_ray.errors import Unreachable
+from ee_ray.errors import Superseded, Unreachable
 from ee_ray.identity import Stage
 from ee_ray.store import Store
 
@@ -72,7 +75,7 @@ def newest(store: Store, key: str) -> Claim | None:
     entry = entries[max(entries)]
     content = store.read_claim(entry.name)
     if content is None:
-        return None  # released meanwhile
+        return newest(store, key)  # released, or taken over meanwhile
     try:
         said = json.loads(content)
         holder, ended = said["holder"], _has_ended(said["machine"], said["pid"])
@@ -93,22 +96,51 @@ class Lease:
 
     def __init__(self, store: Store, stage: Stage, generation: int):
         self._store, self._key, self._generation = store, stage.key, generation
-        self._done = threading.Event()
+        self._done, self._renewing, self._is_lost = threading.Event(), threading.Lock(), False
         threading.Thread(target=self._beat, daemon=True).start()
         self.published = store.find(stage.key, stage.identity.payload()) is not None
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             try:
-                self._store.renew_claim(_name(self._key, self._generation))
+                self.confirm()
+            except Superseded:
+                return
             except (OSError, Unreachable):
                 continue  # a store that is away: the claim ages, and may be lost
+
+    def confirm(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            Superseded: another has taken the stage over.
+        """
+        try:
+            with self._renewing:
+                self._store.renew_claim(_name(self._key, self._generation))
+        except (FileNotFoundError, FileExistsError):
+            self._is_lost = True
+        self.check()
+
+    def check(self) -> None:
+        """What the last sign of life has shown, at no cost.
+
+        Raises:
+            Superseded: another has taken the stage over.
+        """
+        if self._is_lost:
+            raise Superseded(self._key)
 
     def release(self) -> None:
         """Free the stage, and clear the claims of those who died with it."""
         self._done.set()
-        mine = [(entry.name, int(entry.name.rpartition(".")[2])) for entry in self._store.claims(self._key)]
-        self._store.delete_claims(name for name, generation in mine if generation <= self._generation)
+        found = _claims(self._store, self._key)
+        self._store.delete_claims(name for name, generation in found if generation <= self._generation)
+
+
+def _claims(store: Store, key: str) -> list[tuple[str, int]]:
+    """Names of the claims to a stage, with their generations."""
+    return [(entry.name, int(entry.name.rpartition(".")[2])) for entry in store.claims(key)]
 
 
 def _name(key: str, generation: int) -> str:
@@ -124,6 +156,8 @@ def claim(store: Store, stage: Stage, holder: str) -> Lease | None:
     said = {"holder": holder, "machine": _machine(), "pid": os.getpid()}
     if not store.create_claim(_name(stage.key, generation), json.dumps(said).encode()):
         return None  # another was first
+    if found:
+        store.delete_claims(name for name, number in _claims(store, stage.key) if number < generation)
     return Lease(store, stage, generation)
 
 

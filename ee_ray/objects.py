@@ -187,10 +187,15 @@ class Objects:
         """Set the time of change of what this process has created to now.
 
         Raises:
-            OSError: it is no longer what was created.
+            FileNotFoundError, FileExistsError: it is no longer what was created.
         """
         content, tag = self._created[name]
-        tag = self._request("put_object", Key=self._key(name), Body=content, IfMatch=tag)["ETag"]
+        try:
+            tag = self._request("put_object", Key=self._key(name), Body=content, IfMatch=tag)["ETag"]
+        except FileExistsError:
+            if self.read(name) != content:
+                raise
+            tag = self._request("head_object", Key=self._key(name))["ETag"]  # our own: the answer to it was lost
         self._created[name] = content, tag
 
     def delete(self, names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ee_ray.board import Order
 from ee_ray.events import EVENTS, write_events
+from ee_ray.lease import Lease
 from ee_ray.model import save_weights
 from ee_ray.store import METRICS, OPTIMIZER, WEIGHTS, Store
 from ee_ray.train import Progress
@@ -30,6 +31,7 @@ def publish(
     at: Progress,
     losses: Mapping[str, float],
     seconds: Mapping[str, float],
+    lease: Lease | None = None,
 ) -> bool:
     """Draft everything, then move it into place at once; True if this call published it.
 
@@ -38,6 +40,9 @@ def publish(
         moments: the optimizer's state, of a stage that is continued.
         losses:  held-out, nats per token, by role, of exactly this model.
         seconds: what the stage's time went to.
+
+    Raises:
+        Superseded: another has taken the stage over.
     """
     with store.draft(order.stage.key) as draft:
         save_weights(model, draft / WEIGHTS)
@@ -45,6 +50,8 @@ def publish(
             save_file(moments, draft / OPTIMIZER)
         parquet.write_table(pa.table(asdict(at.curve)), draft / METRICS)
         write_events(draft / EVENTS, at.curve, losses, at.best_step or at.step, time.time() - seconds["evaluate"])
+        if lease:
+            lease.confirm()
         return store.publish(order.stage.key, draft, _record(order, model, world, at, losses, seconds))
 
 

@@ -12,7 +12,7 @@ import torch
 from ee_ray.board import Board
 from ee_ray.capacity import bounded, slot_counts
 from ee_ray.cluster import JOIN_SECONDS, NAMESPACE, ON_HEAD, capacity, head_memory
-from ee_ray.errors import Diverged, Unreachable, UserError
+from ee_ray.errors import Diverged, Superseded, UserError, common_cause
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
@@ -73,11 +73,13 @@ def run_in_process(sweep: Sweep, ledger: Ledger, watch: Watch) -> str | None:
             torch.set_num_threads(shape.cpus_per_worker)
             world = World(torch.device("cuda" if shape.gpus_per_worker else "cpu"))
             try:
-                run_stage(sweep.store, order, world, partial(board.progress, key))
+                run_stage(sweep.store, order, world, partial(board.progress, key), lease)
                 board.done("local", key)
-            except Unreachable:
-                raise
+            except Superseded:
+                board.put_off(key)
             except Exception as error:
+                if cause := common_cause(error, sweep.store.root):
+                    raise cause from error
                 board.fail(key, evidence_of(error, 0, diverged=isinstance(error, Diverged)))
             finally:
                 lease.release()
@@ -123,4 +125,8 @@ def run_on_ray(
         # One trial more than slots: while one drains its fan-out, the next one's pretraining starts.
         told = [Tracked(each, job, say) for each in trackers]
         search_on_ray(job, search, name, min(sum(counts.values()), trials) + 1, folder / "tune", told)
+        if search.cut and (reason := ray.get(board.closed.remote())):
+            if isinstance(reason, Exception):
+                raise reason
+            say(f"the sweep ended early: {reason}")
     return search.overran

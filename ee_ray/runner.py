@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
-from ee_ray.errors import Diverged, Unreachable, UserError, Withdrawn
+from ee_ray.errors import Diverged, Superseded, UserError, Withdrawn, common_cause
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
 from ee_ray.spec.stages import Kind
@@ -41,7 +41,6 @@ from ee_ray.store import Store
 from ee_ray.world import World
 
 IDLE_SECONDS = 0.1
-REPORT_SECONDS = 0.5  # a call takes a millisecond of training and of the board, which all slots share
 ROOM_SECONDS = 1.0
 LOST_SECONDS = 300.0  # a host that restarts is back sooner
 RESIZE_SECONDS = 60.0
@@ -97,42 +96,48 @@ def slot_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     board, slot = ray.get_actor(config["board"], NAMESPACE), config["slot"]
+    near = None
     try:
         if not ray.get(board.closed.remote()):
-            _work(board, slot, config, rank, size)
-    except Unreachable as error:  # every slot would find the same, each after minutes
-        ray.get(board.close.remote(str(error), withdraw=True))
-        raise
+            store = Store(config["store"])
+            near = store.root
+            _work(board, slot, store, config, rank, size)
+    except Exception as error:
+        if not (cause := common_cause(error, near)):
+            raise
+        ray.get(board.close.remote(cause, withdraw=True))
+        if size > 1:
+            raise  # the other ranks may be waiting in a reduction
 
 
-def _work(board: ActorHandle[Board], slot: str, config: dict[str, Any], rank: int, size: int) -> None:
-    store = Store(config["store"])
+def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, Any], rank: int, size: int) -> None:
     torch.set_num_threads(config["threads"])
-    world, reported = World(_device(config), rank, size, config["parallel"]), 0.0
+    world = World(_device(config), rank, size, config["parallel"])
     while claimed := _next(board, store, config, rank, size):
         (order, lease), key = claimed, claimed[0].stage.key
 
-        def report(tokens: int, key: str = key) -> None:
-            nonlocal reported
-            if rank or monotonic() - reported < REPORT_SECONDS:
-                return
-            reported = monotonic()
-            if not ray.get(board.progress.remote(key, tokens)):
+        def report(tokens: int, key: str = key, lease: Lease | None = lease) -> None:
+            if lease:
+                lease.check()
+            if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
                 raise Withdrawn(key)
 
         try:
-            run_stage(store, order, world, report)
+            run_stage(store, order, world, report, lease)
         except Withdrawn:
             if size > 1:
                 raise  # the other ranks wait in a reduction: Train ends the group, and its successor finds the board closed
             return
-        except Unreachable:
-            raise
+        except Superseded:
+            ray.get(board.put_off.remote(key))
+            if size > 1:
+                raise
         except Diverged as error:
             if rank == 0:
                 ray.get(board.fail.remote(key, evidence_of(error, rank, diverged=True)))
         except Exception as error:
-            ray.get(board.note.remote(key, evidence_of(error, rank)))
+            if not common_cause(error):
+                ray.get(board.note.remote(key, evidence_of(error, rank)))
             raise  # the other ranks may be waiting in a reduction: Train restarts the whole group
         else:
             if rank == 0:
@@ -251,6 +256,40 @@ def _fit(name: str, slot: _Slot, board: str, store: Store, checkpoint_seconds: f
     ).fit()
 
 
+def _keep(
+    slot: _Slot,
+    name: str,
+    board: ActorHandle[Board],
+    board_name: str,
+    store: Store,
+    execution: Execution,
+    folder: Path,
+    ended: threading.Event,
+) -> Exception | None:
+    """Start a slot whenever there is work for it, until the board closes; or why it could not do even one stage."""
+    false_starts = 0
+    while not (ended.is_set() or ray.get(board.closed.remote())):
+        if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
+            sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
+            continue
+        before = ray.get(board.snapshot.remote())["counts"]["done"]
+        try:
+            if _room(slot, board, execution.field(slot.kinds)):
+                _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
+        except Exception as error:
+            ray.get(board.release.remote(slot.name))
+            if common_cause(error):
+                raise
+            if _is_without_room(error):
+                continue
+            false_starts += isinstance(error, ControllerError)
+            if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
+                continue
+            if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
+                return error
+    return None
+
+
 @contextlib.contextmanager
 def running_slots(
     name: str,
@@ -273,32 +312,16 @@ def running_slots(
     def keep(slot: _Slot) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # of the board: the cluster is gone, and launch.py says so
             try:
-                work(slot)
-            except Unreachable as error:
-                ray.get(board.close.remote(str(error), withdraw=True))
-
-    def work(slot: _Slot) -> None:
-        false_starts = 0
-        while not (ended.is_set() or ray.get(board.closed.remote())):
-            if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
-                sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
-                continue
-            before = ray.get(board.snapshot.remote())["counts"]["done"]
-            try:
-                if _room(slot, board, execution.field(slot.kinds)):
-                    _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
+                why = _keep(slot, name, board, board_name, store, execution, folder, ended)
             except Exception as error:
-                ray.get(board.release.remote(slot.name))
-                if _is_without_room(error):
-                    continue
-                false_starts += isinstance(error, ControllerError)
-                if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
-                    continue
-                if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
-                    alive[slot.kinds] -= 1
-                    if not alive[slot.kinds]:
-                        ray.get(board.close.remote(f"no slot could work: {error}"))
-                    return
+                if not (cause := common_cause(error, store.root)):
+                    raise
+                ray.get(board.close.remote(cause, withdraw=True))
+                return
+            if why:
+                alive[slot.kinds] -= 1
+                if not alive[slot.kinds]:
+                    ray.get(board.close.remote(f"no slot could work: {why}"))
 
     threads = [threading.Thread(target=keep, args=(slot,), daemon=True) for slot in _slots(execution, counts)]
     for thread in threads:

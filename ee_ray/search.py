@@ -1,4 +1,4 @@
-"""Ray Tune and Optuna: trials as light drivers, proposals from the ladder. The only file that knows either.
+"""Ray Tune and Optuna: trials as light drivers, proposals from the ladder. The only file that drives either.
 
 A trial asks the board for its stages, waits without holding a CPU or a GPU, and reports from the store's records.
 Optuna's study is kept beside the store for people and dashboards to read; what the search decides is a function of the
@@ -30,7 +30,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD
-from ee_ray.errors import Unreachable, unreachable
+from ee_ray.disk import drop_torn_line
+from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
@@ -94,6 +95,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.running: dict[str, Point] = {}
         self.lost: set[Point] = set()  # failed for want of something: for the next run to try, and no result till then
         self.overran: str | None = None
+        self.cut = False  # a trial found that the sweep is to end: run.py asks the board why
         self.started = time.monotonic()
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
@@ -141,10 +143,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         return [point for point in self.decision.outstanding if point not in busy]
 
     def ends(self) -> bool:
-        """No further trial begins: the search has enough, time is spent, or a round cannot be completed."""
+        """No further trial begins: the search has enough, time is spent, a round cannot be completed, or all is to end."""
         self.overran = self.overran or self.overrun()
         stuck = self.lost and not self.running and not self.queue()
-        return bool(self.decision.stop or self.overran or stuck)
+        return bool(self.decision.stop or self.overran or self.cut or stuck)
 
     def overrun(self) -> str | None:
         """The budget of time that is spent, if one is. Runs that have begun are finished."""
@@ -228,6 +230,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         point = self.running.pop(trial_id)
         self.names.pop(trial_id, None)
+        self.cut = self.cut or bool((result or {}).get("cut"))
+        if self.cut:
+            self.lost.add(point)
+            return  # there may be no room to note anything; the next run tells Optuna that the trial failed
         value = (result or {}).get(METRIC, math.nan)
         failed = error or not math.isfinite(value)
         if (result or {}).get("settled"):
@@ -264,6 +270,7 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     store = Store(job.storage)
     path = store.brought(store.sweep(job.spec.name) / STUDY)
     path.parent.mkdir(parents=True, exist_ok=True)
+    drop_torn_line(path)  # Optuna would refuse the whole file
     storage = JournalStorage(JournalFileBackend(str(path)))
     return LadderSearch(job, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 
@@ -289,15 +296,19 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
     """A Tune trial: ask for the stages, wait, report once. Holds no CPU worth the name and no GPU."""
     board = ray.get_actor(board_name, NAMESPACE)
     try:
-        _drive(config, job, board)
-    except Unreachable as error:  # whoever tries again would find the same, after minutes
-        ray.get(board.close.remote(str(error), withdraw=True))
-        raise
+        told = _drive(config, job, board)
+    except Exception as error:
+        if not (cause := common_cause(error)):
+            raise
+        ray.get(board.close.remote(cause, withdraw=True))
+        told = None
+    tune.report(told or {METRIC: math.nan, "failed_stages": 0, "cut": True})
 
 
-def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
-    if reason := ray.get(board.closed.remote()):
-        raise RuntimeError(f"the sweep ended before this trial: {reason}")
+def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[str, Any] | None:
+    """What the trial tells Tune; None if the sweep ends before it."""
+    if ray.get(board.closed.remote()):
+        return None
     trial = job.trial(config)
     keys = list(distinct([trial]))
     states: dict[str, State] = {}
@@ -308,12 +319,12 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> None:
         states = ray.get(board.states.remote(keys))
         if len(states) == len(keys) and all(state in ("done", "failed") for state in states.values()):
             break
-        if reason := ray.get(board.closed.remote()):
-            raise RuntimeError(f"the sweep ended before this trial: {reason}")
+        if ray.get(board.closed.remote()):
+            return None
         time.sleep(min(MOST_POLL_SECONDS, POLL_SECONDS + (time.monotonic() - began) / 100))
     failed = [key for key, state in states.items() if state == "failed"]
     failures = {key: ray.get(board.evidence.remote(key)) or DIED_WITH_BOARD for key in failed}
-    tune.report(_report(job, trial, failures))
+    return _report(job, trial, failures)
 
 
 def search_on_ray(
@@ -343,8 +354,8 @@ def search_on_ray(
     try:
         tuner.fit()
     except TuneError as error:  # what the search itself met
-        if away := unreachable(error):
-            raise away from None
+        if cause := common_cause(error, search.store.root):
+            raise cause from None
         raise
 
 

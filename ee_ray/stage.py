@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from ee_ray.board import Order
 from ee_ray.data.order import Indices, Run, schedule
 from ee_ray.data.pack import Packed, open_packed
-from ee_ray.errors import Diverged
+from ee_ray.errors import Diverged, Superseded
 from ee_ray.evaluate import heldout_loss
 from ee_ray.identity import StageIdentity
 from ee_ray.interventions import adapt, merged
+from ee_ray.lease import Lease
 from ee_ray.meter import steps_between_looks
 from ee_ray.model import build_config, build_model, load_checkpoint, load_weights
 from ee_ray.publish import publish
@@ -75,7 +76,7 @@ def load_model(store: Store, stage: StageIdentity, vocab_size: int, checks: bool
     return model
 
 
-def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExecutor) -> Keeper:
+def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExecutor, lease: Lease | None) -> Keeper:
     """State is written by rank 0, in the background, every `checkpoint_steps`, and every `checkpoint_seconds` unless the
     last one is still being written. Where weights are sharded all workers must collect: they ask rank 0's clock every
     ASKED_STEPS."""
@@ -99,14 +100,18 @@ def _keeper(store: Store, order: Order, world: World, background: ThreadPoolExec
         if world.rank == 0:
             if writing:
                 writing.result()
-            writing = background.submit(_write, store, order.stage.key, step, tensors, facts)
+            writing = background.submit(_write, store, order.stage.key, lease, step, tensors, facts)
             last = time.monotonic()
 
     start = load_file(store.file(stage.parent, OPTIMIZER)) if stage.parent and stage.course.begin else None
     return Keeper(start, read_state(folder, step) if step else None, save)
 
 
-def _write(store: Store, key: str, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def _write(
+    store: Store, key: str, lease: Lease | None, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    if lease:
+        lease.confirm()
     write_state(store.work(key), step, tensors, facts)
     store.share_states(key)
 
@@ -149,12 +154,23 @@ def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: Wo
     return merged(again).to(world.device)
 
 
-def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
+def run_stage(store: Store, order: Order, world: World, report: Report, lease: Lease | None = None) -> bool:
     """Train, evaluate and publish one stage; True if this call published it.
+
+    lease: rank 0's, on this stage. Who loses it writes nothing more.
 
     Raises:
         Diverged: training left the finite numbers.
+        Superseded: another has taken the stage over.
     """
+    try:
+        return _run_stage(store, order, world, report, lease)
+    except Superseded:
+        store.journal(order.sweep, event="left to another", key=order.stage.key)
+        raise
+
+
+def _run_stage(store: Store, order: Order, world: World, report: Report, lease: Lease | None) -> bool:
     started = time.monotonic()
     stage = order.stage.identity
     pools = [_open(store, part.data) for part in stage.parts]
@@ -164,7 +180,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     batches = batches_of(pools, stage)
     heldout = {role: _open(store, data).heldout(stage.heldout_windows) for role, data in stage.heldout}
     with ThreadPoolExecutor(1) as background:
-        keeper = _keeper(store, order, world, background)
+        keeper = _keeper(store, order, world, background, lease)
         if world.rank == 0:
             resumed = keeper.saved[1]["step"] if keeper.saved else 0
             store.journal(order.sweep, event="begun", key=order.stage.key, step=resumed)
@@ -179,7 +195,7 @@ def run_stage(store: Store, order: Order, world: World, report: Report) -> bool:
     if not all(map(math.isfinite, losses.values())):
         raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
     seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}
-    published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds)
+    published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds, lease)
     if world.rank == 0:
         store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)
     if world.size > 1:

@@ -27,15 +27,19 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ee_ray.disk import RECORD, Disk, Entry, Files, is_plain, sha256
 from ee_ray.errors import UserError
 from ee_ray.identity import encode
+
+if TYPE_CHECKING:
+    from ee_ray.bucket import Bucket
+    from ee_ray.objects import Objects
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
@@ -51,7 +55,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
-def _open(place: str) -> tuple[Any, Any]:
+def _open(place: str) -> "tuple[Files | Objects, Disk | Bucket]":
     """Small files and items of a store.
 
     Raises:
@@ -111,8 +115,7 @@ class Store:
 
     def clock(self) -> float:
         """The time by the clock that stamps what the store holds, seconds since the epoch: its server's, if it has one."""
-        now: float = self._files.now()
-        return now
+        return self._files.now()
 
     def _entry(self, kind: str, name: str) -> Path:
         """The place of `name` among its kind: right there, not elsewhere by way of `..`, another root, or a link.
@@ -184,8 +187,7 @@ class Store:
 
     def published(self) -> list[str]:
         """Keys of the published stages."""
-        found: list[str] = self.items.published()
-        return found
+        return self.items.published()
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a published stage, or None if there is none."""
@@ -269,8 +271,12 @@ class Store:
         self._files.append(f"{self._name('sweeps', sweep)}/{JOURNAL}", line)
 
     def journalled(self, sweep: str) -> list[dict[str, Any]]:
-        """The lines of a sweep's journal."""
-        return [json.loads(line) for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}")]
+        """The lines of a sweep's journal, without those that a full disk cut off."""
+        found = []
+        for line in self._files.lines(f"{self._name('sweeps', sweep)}/{JOURNAL}"):
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps that have left something here."""
@@ -302,21 +308,18 @@ class Store:
 
     def claims(self, key: str = "") -> list[Entry]:
         """Claims to a stage, or to all; `age` since their last sign of life, or since the store could take one again."""
-        found: list[Entry] = self.items.entries("leases", f"{key}." if key else "")
-        steady: float = self._files.steady()
+        found, steady = self.items.entries("leases", f"{key}." if key else ""), self._files.steady()
         return [replace(entry, age=min(entry.age, steady)) for entry in found]
 
     def read_claim(self, name: str) -> bytes | None:
-        content: bytes | None = self._files.read(f"leases/{name}")
-        return content
+        return self._files.read(f"leases/{name}")
 
     def create_claim(self, name: str, content: bytes) -> bool:
         """Of many who create the same claim one gets True."""
-        created: bool = self._files.create(f"leases/{name}", content)
-        return created
+        return self._files.create(f"leases/{name}", content)
 
     def renew_claim(self, name: str) -> None:
-        """Raises OSError: it is no longer there."""
+        """Raises FileNotFoundError or FileExistsError: it is no longer there, or another's."""
         self._files.renew(f"leases/{name}")
 
     def delete_claims(self, names: Iterable[str]) -> None:
@@ -347,5 +350,4 @@ class Store:
 
     def data_damage(self, fingerprint: str, digests: Mapping[str, str]) -> list[str]:
         """Files of a prepared corpus that are missing, or do not have these hashes."""
-        found: list[str] = self.items.damage("data", fingerprint, digests)
-        return found
+        return self.items.damage("data", fingerprint, digests)

@@ -29,10 +29,11 @@ server.serve_forever()
 
 
 class Relay:
-    """Hands on what comes to `port`. While closed, connections are refused, and those that were open are cut."""
+    """Hands on what comes to `port`, answers `late` seconds after they come. While closed, connections are refused, and those
+    that were open are cut."""
 
     def __init__(self, target: int):
-        self.target, self._open, self._pairs = target, None, set()
+        self.target, self.late, self._open, self._pairs = target, 0.0, None, set()
         self._listen(0)
         self.port = self._open.getsockname()[1]
 
@@ -51,11 +52,12 @@ class Relay:
                     continue
                 self._pairs |= {here, there}
                 for a, b in ((here, there), (there, here)):
-                    threading.Thread(target=self._hand_on, args=(a, b), daemon=True).start()
+                    threading.Thread(target=self._hand_on, args=(a, b, a is there), daemon=True).start()
 
-    def _hand_on(self, a: socket.socket, b: socket.socket) -> None:
+    def _hand_on(self, a: socket.socket, b: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := a.recv(1 << 16):
+                time.sleep(self.late if answers else 0.0)
                 b.sendall(data)
         for end in (a, b):
             with contextlib.suppress(OSError):

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ee_ray"
 # A module may import those above it, never those below.
 LAYERS = [
-    "errors", "fold", "devices", "liveness", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.execution", "spec.sweep", "spec.load", "spec.reference",
+    "errors", "fold", "disk", "devices", "liveness", "spec.strict", "spec.tokenizer", "spec.data", "spec.model", "spec.stages", "spec.search", "spec.execution", "spec.sweep", "spec.load", "spec.reference",
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
-    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "disk", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
+    "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "allocator", "feed", "world", "resume", "meter", "loss", "evaluate", "accelerate", "train", "publish", "stage",
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger", "importance",
     "capacity", "sweep", "registered", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",

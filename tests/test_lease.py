@@ -12,17 +12,20 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from bench import CPU
 from conftest import Place, ray_environment, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_board import orders
 from test_store import STAGE, elsewhere, publish
 
-from ee_ray import lease
+from ee_ray import lease, train
 from ee_ray.board import SPARE_SECONDS, Board, Order
+from ee_ray.errors import Superseded
 from ee_ray.lease import DEAD_SECONDS, Claim, Lease, claim, claim_next, is_free, newest
 from ee_ray.plan import Point
 from ee_ray.spec.sweep import SweepSpec
+from ee_ray.stage import run_stage
 from ee_ray.store import Store
 
 
@@ -126,6 +129,46 @@ def test_losing_a_claim_does_no_harm(store):
     assert publish(store) and not publish(store)
     quick.release()
     assert store.damage(STAGE.key) == []
+
+
+def test_a_slot_that_comes_back_is_not_disturbed_by_what_is_left_of_its_last_process(any_store):
+    left = claim(any_store, STAGE, "slot")
+    back = claim(any_store, STAGE, "slot")
+    with pytest.raises(Superseded):
+        left.confirm()
+    with pytest.raises(Superseded):
+        left.check()
+    left.release()
+    back.confirm()
+    assert newest(any_store, STAGE.key).generation == 2
+    back.release()
+    assert any_store.claims() == []
+
+
+@pytest.mark.parametrize("saved_every", [1, None])
+def test_a_holder_that_hung_writes_no_state_and_publishes_nothing_once_its_stage_was_taken_over(
+    bench, saved_every, monkeypatch
+):
+    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    here, taken = bench(), []
+    stage = here.trial().pretrain
+    hung = claim(here.store, stage, "hung")
+    batch = stage.identity.global_batch_size * stage.identity.sequence_length
+
+    def report(tokens: int) -> None:
+        if tokens >= stage.identity.tokens / 2 and not taken:
+            then = here.store.clock() - DEAD_SECONDS - 1
+            os.utime(here.store.root / "leases" / f"{stage.key}.1", (then, then))
+            taken.extend([claim(here.store, stage, "other"), tokens // batch])
+
+    with pytest.raises(Superseded):
+        run_stage(here.store, Order(stage, "tiny", None, 1e9, saved_every), CPU, report, hung)
+    other, step = taken
+    other.confirm()
+    other.release()
+    assert here.store.published() == [] and here.store.claims() == []
+    assert all(int(state.name) <= step for state in here.store.work(stage.key).glob("*"))
+    assert [event["event"] for event in here.store.journalled("tiny")] == ["begun", "left to another"]
 
 
 class Run:

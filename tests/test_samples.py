@@ -106,3 +106,14 @@ def test_samples_of_corpora_that_are_gone_are_refused_in_one_message(copy):
 def test_tokens_become_the_text_that_they_were_read_or_trained_on():
     tokens = np.frombuffer("Grüße\0x".encode(), np.uint8).astype(np.int64)
     assert decode(tokens) == decode(np.where(np.arange(len(tokens)) < 3, ~tokens, tokens)) == "Grüße▪x"
+
+
+def test_samples_that_cannot_be_taken_are_no_failure_of_the_run_and_its_log_says_why(copy):
+    sweep = open_sweep(copy.folder / "tiny.yaml", copy.store.root)
+    (sweep.store.sweep("tiny") / "samples.json").unlink()
+    for key in ledger_of(sweep).records:
+        sweep.store.weights(key).write_bytes(b"torn")
+    copy.ee_ray("run", "tiny.yaml", "--local")
+    said = "".join(path.read_text() for path in sweep.store.logs("tiny").iterdir())
+    assert "no samples of text: SafetensorError" in said
+    assert "Traceback" in said

@@ -7,12 +7,11 @@ nothing else.
 
 import hashlib
 import json
-import os
 import time
-import uuid
 from pathlib import Path
 
 from ee_ray.data.files import File
+from ee_ray.disk import write_whole
 
 REST_NS = 2 * 10**9  # the coarsest clock of a file system in use (FAT) ticks every two seconds
 SMALL = 1 << 20  # bytes; smaller files are hashed as quickly as they are looked up
@@ -55,12 +54,11 @@ class Digests:
         return digest
 
     def save(self) -> None:
-        """Add what was computed to the memory, by one rename.
+        """Add what was computed to the memory.
 
         Raises:
             OSError: the folder of the memory is not there or cannot be written.
         """
-        draft = self.memory.with_name(f"{self.memory.name}.{uuid.uuid4().hex[:8]}.tmp")
-        draft.write_text(json.dumps({"schema": 1, "sha256": {**self._read(), **self.found}}, indent=1))
-        os.replace(draft, self.memory)
+        content = {"schema": 1, "sha256": {**self._read(), **self.found}}
+        write_whole(self.memory, json.dumps(content, indent=1).encode())
         self.known, self.found = self._read(), {}

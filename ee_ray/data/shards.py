@@ -6,8 +6,6 @@ workers. Its record is written last: a shard with a record is whole.
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from ee_ray.data.sources import Document
 from ee_ray.data.tokens import Encoding, Tokens, dtype_of, encode
+from ee_ray.disk import write_whole
 
 STREAMS = ("train", "heldout")
 BLOCK_BYTES = 16 << 20  # of text: 5 s of work for one core; a worker holds about 100 MB for it
@@ -89,19 +88,10 @@ def write_shard(recipe: Recipe, block: Block) -> Shard:
         content = np.concatenate(parts.pop(stream))
         counts[stream] = len(content)
         hashes[stream] = hashlib.sha256(content.data).hexdigest()
-        _write(recipe.folder / shard_file(stream, block.number), content.data)
+        write_whole(recipe.folder / shard_file(stream, block.number), content.data)
     shard = Shard(block.number, len(block.documents), block.size, counts, hashes)
-    _write(_record(recipe.folder, block.number), json.dumps(asdict(shard)).encode())
+    write_whole(_record(recipe.folder, block.number), json.dumps(asdict(shard)).encode())
     return shard
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def kept(folder: Path, block: Block) -> Shard | None:

@@ -24,12 +24,11 @@ class _Training(Strict):
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """of AdamW"""
 
-    def _lowest_peak(self) -> float:
-        raise NotImplementedError
-
     @model_validator(mode="after")
     def _cosine_goes_down(self) -> Self:
-        if self.min_learning_rate > (peak := self._lowest_peak()):
+        fields = dict(self)  # of one peak, or of several
+        peak = min(fields.get("learning_rates") or [fields["learning_rate"]])
+        if self.min_learning_rate > peak:
             raise ValueError(f"min_learning_rate {self.min_learning_rate:g} is above the peak {peak:g}: it would rise")
         return self
 
@@ -97,9 +96,6 @@ class Posttrain(_Training):
     lora: Lora | None = None
     """train adapters instead of all weights, and merge them at hand-over"""
 
-    def _lowest_peak(self) -> float:
-        return self.learning_rate
-
 
 class Exposure(Strict):
     """Where in pretraining D_post's share is mixed in: evenly over `window`, given as fractions of D_pre's course, and
@@ -128,18 +124,12 @@ class Pretrain(_Training):
     exposure: Exposure = Exposure()
     """where in pretraining D_post's share is mixed in"""
 
-    def _lowest_peak(self) -> float:
-        return self.learning_rate
-
 
 class Finetune(_Training):
     """Stage 3, once for each learning rate: what others will do to the model later."""
 
     learning_rates: Annotated[list[Rate], Field(min_length=1)]
     """peaks; stage 3 is trained once for each"""
-
-    def _lowest_peak(self) -> float:
-        return min(self.learning_rates)
 
     @field_validator("learning_rates")
     @classmethod
