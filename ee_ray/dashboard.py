@@ -76,7 +76,7 @@ def strip(live: dict[str, Any] | None) -> str:
         parts.append(f'<label>{escape(name)} <progress value="{done}" max="{max(1, total)}"></progress></label>')
     if url := live["ray_dashboard"]:
         token = "where it asks for a token, <code>ray get-auth-token</code> says it, if <code>ray get-auth-token --generate</code> made one before the run"
-        parts.append(f'<p><a href="{escape(url)}">Ray\'s own dashboard</a>: trials there are named by lambda and seed; {token}.</p>')  # fmt: skip
+        parts.append(f'<p><a href="{escape(url)}">Ray\'s own dashboard</a>: nodes, actors and their logs; {token}.</p>')  # fmt: skip
     return "".join(parts)
 
 

@@ -141,8 +141,7 @@ def test_dark_and_print_have_colours_of_their_own(browser, finished):
     ink = "() => document.querySelector('[data-figure=optimum]').layout.font.color"
     dark = seen.page.evaluate(ink)
     seen.page.emulate_media(color_scheme="light")
-    seen.page.wait_for_timeout(500)
-    assert seen.page.evaluate(ink) != dark
+    seen.page.wait_for_function(f"dark => ({ink})() !== dark", arg=dark, timeout=30_000)
     assert seen.page.pdf()[:5] == b"%PDF-"
     seen.page.close()
 
@@ -155,7 +154,7 @@ def test_in_print_a_heading_stands_on_the_page_of_its_figure(browser, finished, 
     seen = Seen(browser, (finished.folder / "reports/tiny/index.html").as_uri(), "desktop")
     seen.page.evaluate("document.getElementById('matched').before(document.createElement('hr'))")
     crossed = set()
-    for height in range(0, 1000, 250):
+    for height in range(0, 1200, 300):
         seen.page.evaluate("height => { document.querySelector('hr').style.height = `${height}px`; }", height)
         seen.page.pdf(path=tmp_path / "page.pdf", format="A4")
         text = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True).stdout  # fmt: skip
