@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -142,7 +143,7 @@ _quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what 
 
 
 @_sweep_command
-@click.option("--address", help="Ray cluster that packs; it must see the store. Without it, all cores here.")
+@click.option("--address", help="Ray cluster that packs. Without it, all cores here.")
 @_quiet
 def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
     """Split, tokenize and pack the data of SPEC, or go on with it."""
@@ -168,16 +169,15 @@ def prepare(spec: str, storage: str, address: str | None, quiet: bool) -> None:
 def _prepare_on_ray(sweep: Any, address: str, log: Any) -> None:
     from ee_ray.environment import prepare_ray
 
-    if not sweep.store.items.is_shared:
-        raise UserError(f"--address {address}: workers of a cluster pack into a directory that all of them see, and {sweep.store.place} is none: without --address the cores of this machine pack")  # fmt: skip
     prepare_ray(address)
     from ee_ray.cluster import connected
     from ee_ray.launch import prepare
-    from ee_ray.scatter import on_ray
+    from ee_ray.scatter import on_ray, through_here
 
     with connected(address):
         _catch()
-        prepare(sweep, log, on_ray)
+        through = partial(through_here, sweep.store, sweep.tokenizer.name)
+        prepare(sweep, log, on_ray if sweep.store.items.is_shared else through)
 
 
 @_sweep_command

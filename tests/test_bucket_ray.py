@@ -1,10 +1,12 @@
 """A sweep on a Ray cluster whose hosts share nothing but a bucket: each has a mirror of its own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import Place, ray_environment
+from conftest import ROOT, Place, ray_environment
 from s3 import wait_for
 
 from ee_ray.objects import PATIENCE
@@ -39,9 +41,11 @@ def cluster(in_bucket, tmp_path):
 
 
 def run(place: Place, address: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ee_ray.cli", "run", "tiny.yaml", "--address", address, "--storage", place.storage]
+    """As a cluster's head does it, which is a home folder and has no shared disk."""
+    command = [sys.executable, ROOT / "sweeps/submit.py", "tiny.yaml", "--address", address, "--storage", place.storage]
     with (place.folder / "log").open("a") as log:
-        settings = {**ray_environment(), **environment}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        settings = {**ray_environment(), "HOME": str(place.folder), "EE_RAY_SHARED": "none", "PATH": path, **environment}  # fmt: skip
         return subprocess.Popen(command, cwd=place.folder, env=settings, stdout=log, stderr=log, text=True)
 
 

@@ -105,7 +105,6 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from ee_ray.data import build
-from ee_ray.data.shards import write_shard
 from ee_ray.data.tokens import BYTES
 from ee_ray.data.workers import processes
 from ee_ray.spec.data import Source

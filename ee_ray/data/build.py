@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ee_ray.data import sources
 from ee_ray.data.pack import SCHEMA, Packed, open_packed
-from ee_ray.data.shards import BLOCK_BYTES, STREAMS, Block, Recipe, Shard, blocks, clear_records, kept, write_shard
+from ee_ray.data.shards import BLOCK_BYTES, STREAMS, Block, Recipe, Shard, blocks, clear_records, kept
 from ee_ray.data.tokens import Encoding, dtype_of
 from ee_ray.data.workers import Workers, here
 from ee_ray.spec.data import Source
@@ -51,7 +50,7 @@ def pack(
 
     try:
         draft.mkdir(parents=True, exist_ok=True)
-        for shard in workers(partial(write_shard, recipe), to_do(blocks(sources.documents(source, base), block_bytes))):
+        for shard in workers(recipe, to_do(blocks(sources.documents(source, base), block_bytes))):
             done(shard)
         _publish(draft, folder, _manifest(identity, recipe, sorted(shards, key=lambda shard: shard.number)))
     except OSError:

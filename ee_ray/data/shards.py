@@ -6,7 +6,7 @@ workers. Its record is written last: a shard with a record is whole.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,12 +40,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a worker needs to write shards: where to, and how text becomes tokens. Can be pickled."""
+    """All that a worker needs to write shards: where to, and how text becomes tokens. Can be pickled, and called with a block."""
 
     folder: Path
     encoding: Encoding
     partial: bool
     heldout_fraction: float
+
+    def __call__(self, block: Block) -> Shard:
+        return keep_shard(self, *encode_shard(self, block))
 
 
 def shard_file(stream: str, number: int) -> str:
@@ -75,22 +78,25 @@ def is_heldout(text: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < fraction * 2**64
 
 
-def write_shard(recipe: Recipe, block: Block) -> Shard:
-    """Encode a block and write its shard, the record last."""
+def encode_shard(recipe: Recipe, block: Block) -> tuple[Shard, dict[str, Tokens]]:
+    """A block's shard, and its tokens by stream."""
     dtype = np.dtype(dtype_of(recipe.encoding.vocab_size, recipe.partial))
     parts: dict[str, list[Tokens]] = {stream: [np.empty(0, dtype)] for stream in STREAMS}
     for (text, _, _), tokens in zip(
         block.documents, encode(recipe.encoding, block.documents, recipe.partial), strict=True
     ):
         parts["heldout" if is_heldout(text, recipe.heldout_fraction) else "train"].append(tokens)
-    counts, hashes = {}, {}
-    for stream in STREAMS:
-        content = np.concatenate(parts.pop(stream))
-        counts[stream] = len(content)
-        hashes[stream] = hashlib.sha256(content.data).hexdigest()
-        write_whole(recipe.folder / shard_file(stream, block.number), content.data)
-    shard = Shard(block.number, len(block.documents), block.size, counts, hashes)
-    write_whole(_record(recipe.folder, block.number), json.dumps(asdict(shard)).encode())
+    content = {stream: np.concatenate(parts.pop(stream)) for stream in STREAMS}
+    counts = {stream: len(tokens) for stream, tokens in content.items()}
+    hashes = {stream: hashlib.sha256(tokens.data).hexdigest() for stream, tokens in content.items()}
+    return Shard(block.number, len(block.documents), block.size, counts, hashes), content
+
+
+def keep_shard(recipe: Recipe, shard: Shard, content: Mapping[str, Tokens]) -> Shard:
+    """Write a shard, the record last."""
+    for stream, tokens in content.items():
+        write_whole(recipe.folder / shard_file(stream, shard.number), tokens.data)
+    write_whole(_record(recipe.folder, shard.number), json.dumps(asdict(shard)).encode())
     return shard
 
 

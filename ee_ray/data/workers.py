@@ -8,11 +8,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 
-from ee_ray.data.shards import Block, Shard
+from ee_ray.data.shards import Block, Recipe, Shard
 
 Work = Callable[[Block], Shard]
 # Results come as they are done: a shard knows its number.
-Workers = Callable[[Work, Iterable[Block]], Iterator[Shard]]
+Workers = Callable[[Recipe, Iterable[Block]], Iterator[Shard]]
 
 
 def here(work: Work, blocks: Iterable[Block]) -> Iterator[Shard]:
