@@ -31,43 +31,24 @@ USUAL = [
     f"export PATH={Path(sys.prefix) / 'bin'}:$PATH RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0",
     "export RAY_agent_register_timeout_ms=120000 OMP_NUM_THREADS=1",
 ]
-# What Python takes for the time, in every process of a host; Ray's own are C++, and do not start where libfaketime does it.
+# What Python's `time` tells every process of a host. Ray's own are C++ and do not start where libfaketime moves the clock, and a
+# `datetime` that is replaced does not suit what Cython compiled.
 CLOCK = """
-import datetime, time
+import functools, time
 
 off = {offset}
 real_time, real_time_ns = time.time, time.time_ns
 time.time, time.time_ns = lambda: real_time() + off, lambda: real_time_ns() + off * 10**9
 
 
-def of_now(real):
-    return lambda seconds=None: real(time.time() if seconds is None else seconds)
+def of_now(real, seconds=None):
+    return real(time.time() if seconds is None else seconds)
 
 
-time.gmtime, time.localtime, time.ctime = map(of_now, (time.gmtime, time.localtime, time.ctime))
+# Not functions: `logging` keeps one in a class, where a function would become a method.
+time.gmtime, time.localtime, time.ctime = (functools.partial(of_now, each) for each in (time.gmtime, time.localtime, time.ctime))
 real_strftime = time.strftime
 time.strftime = lambda format, when=None: real_strftime(format, time.localtime() if when is None else when)
-real_datetime = datetime.datetime
-
-
-class Kind(type):
-    def __instancecheck__(cls, value):
-        return isinstance(value, real_datetime)
-
-
-class moved(real_datetime, metaclass=Kind):
-    @classmethod
-    def now(cls, tz=None):
-        return real_datetime.fromtimestamp(time.time(), tz)
-
-    @classmethod
-    def utcnow(cls):
-        return real_datetime.utcfromtimestamp(time.time())
-
-    today = now
-
-
-datetime.datetime = moved
 """
 
 

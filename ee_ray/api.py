@@ -6,6 +6,7 @@
 'tiny'
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ee_ray.log import keeping
 from ee_ray.optimum import Optimum
 from ee_ray.propose import estimate
 from ee_ray.quote import quote
+from ee_ray.registered import ANOTHER, changed_sources, open_as_it_ran
 from ee_ray.report.page import write_report
 from ee_ray.report.summary import LOSSES, seed_means
 from ee_ray.sweep import Sweep, open_sweep, prepare_if_quick
@@ -26,15 +28,20 @@ __all__ = ["Sweep", "frontier", "ledger", "load_sweep", "optimum", "plan", "repo
 
 
 def load_sweep(path: Path | str, storage: Path | str = "store") -> Sweep:
-    """The sweep of a file, on its store. Trains nothing.
+    """The sweep of a file, on its store: as it last ran there, if it did. Trains nothing.
+
+    Warns of sources that are gone or have changed since; `plan` and `run` need them.
 
     >>> load_sweep("tiny.yaml").spec.search.anchors
     [0.0, 0.5, 1.0]
 
     Raises:
-        UserError: with every problem of the file, or else of its sources, or of the store.
+        UserError: with every problem of the file, or else of the store, or of the sources of a sweep that did not run yet.
     """
-    return open_sweep(path, storage)
+    sweep = open_as_it_ran(path, storage)
+    for problem in (*sweep.gone, *sweep.changed):
+        warnings.warn(problem, stacklevel=2)
+    return sweep
 
 
 def plan(sweep: Sweep) -> dict[str, Any]:
@@ -46,7 +53,8 @@ def plan(sweep: Sweep) -> dict[str, Any]:
     >>> quotation["tokens"]["saved_factor"] > 1
     True
     """
-    return quote(sweep, prepare_if_quick(sweep))
+    sweep = open_sweep(sweep.path, sweep.store.place)
+    return quote(sweep, prepare_if_quick(sweep) + [f"{change}: {ANOTHER}" for change in changed_sources(sweep)])
 
 
 def run(sweep: Sweep, address: str | None = None, local: bool = False, quiet: bool = False) -> pd.DataFrame:
@@ -60,6 +68,7 @@ def run(sweep: Sweep, address: str | None = None, local: bool = False, quiet: bo
     Raises:
         UserError: something that can be mended: data, model, resources.
     """
+    sweep = open_sweep(sweep.path, sweep.store.place)
     sweep.store.create()
     with keeping(sweep.store, sweep.spec.name, quiet) as log:
         return train(sweep, address, local, log)[0].rows

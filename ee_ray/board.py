@@ -69,6 +69,7 @@ class Board:
         self._withdrawn = False
         self._trained_tokens = 0
         self._started = time.monotonic()
+        self._began: float | None = None
 
     def submit(self, orders: Iterable[Order], published: Iterable[str]) -> None:
         """Ask for stages, parents first. Those that are known already, or published, are not trained again."""
@@ -107,6 +108,7 @@ class Board:
         warm = [e for e in ready if e.order.stage.parent == self._last.get(slot)]
         entry = (warm or ready)[0]
         entry.state, entry.slot, entry.attempts = "running", slot, entry.attempts + 1
+        self._began = self._began or now
         return entry.order
 
     def _ready(self, kinds: Collection[Kind]) -> list[_Entry]:
@@ -210,7 +212,9 @@ class Board:
         return self._closed
 
     def snapshot(self) -> dict[str, Any]:
-        """Counts, what runs where, and tokens trained since the start: what the progress display shows."""
+        """Counts, what runs where, and tokens trained since the start: what the progress display shows. `seconds` since the
+        start, `training_seconds` since a worker first took a stage."""
+        now = time.monotonic()
         running = [e for e in self._open.values() if e.state == "running"]
         counts = self._settled + Counter((e.order.stage.kind, e.state) for e in self._open.values())
         kinds = {kind: {state: counts[kind, state] for state in get_args(State)} for kind in get_args(Kind)}
@@ -220,5 +224,6 @@ class Board:
             "running": [(e.slot, e.order.stage.kind, e.order.stage.key, e.tokens, e.order.stage.identity.tokens) for e in running],
             "tokens": self._trained_tokens + sum(e.tokens for e in running),
             "tokens_left": sum(e.order.stage.identity.tokens - e.tokens for e in self._open.values()),
-            "seconds": time.monotonic() - self._started,
+            "seconds": now - self._started,
+            "training_seconds": now - self._began if self._began else 0.0,
         }  # fmt: skip

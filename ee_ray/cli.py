@@ -90,11 +90,14 @@ def _warn(warnings: list[str]) -> None:
 def plan(specs: tuple[str, ...], price: float | None, measure: bool, html: Path | None, storage: str, as_json: bool) -> None:  # fmt: skip
     """Say what SPEC will train and cost, or several that share a store; train nothing."""
     from ee_ray.quote import quote, together
+    from ee_ray.registered import ANOTHER, changed_sources
     from ee_ray.sweep import open_sweep, prepare_if_quick
     from ee_ray.told import plan_text, together_text
 
     sweeps = [open_sweep(spec, storage) for spec in specs]
-    warnings = [prepare_if_quick(sweep) for sweep in sweeps]
+    warnings = [
+        prepare_if_quick(sweep) + [f"{change}: {ANOTHER}" for change in changed_sources(sweep)] for sweep in sweeps
+    ]
     rates = [_measured(sweep) if measure else None for sweep in sweeps]
     quotations = [quote(*given, price) for given in zip(sweeps, warnings, rates, strict=True)]
     found = together(sweeps, quotations) if len(sweeps) > 1 else None
@@ -124,6 +127,16 @@ def _measured(sweep: Any) -> float:
     tokens_per_second = import_module("ee_ray.measure").tokens_per_second  # torch takes seconds to import
     rate: float = tokens_per_second(sweep, read_ledger(sweep.spec, sweep.data, sweep.store), MEASURED_SECONDS)
     return rate
+
+
+def _read(spec: str, storage: str) -> Any:
+    """The sweep as it last ran, for commands that only read; what has become of its sources since is said."""
+    from ee_ray.registered import open_as_it_ran
+
+    sweep = open_as_it_ran(spec, storage)
+    _warn([f"{problem} (read from the store alone)" for problem in sweep.gone])
+    _warn([f"{change}: this tells of the sweep that ran; `ee-ray run` would train another" for change in sweep.changed])
+    return sweep
 
 
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Say nothing but what goes wrong.")
@@ -297,10 +310,9 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
 
     from ee_ray.ledger import read_ledger
     from ee_ray.propose import estimate
-    from ee_ray.sweep import open_sweep
     from ee_ray.transfer import predict
 
-    sweeps = [open_sweep(spec, storage) for spec in specs]
+    sweeps = [_read(spec, storage) for spec in specs]
     optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
     if missing := [s.path for s, optimum in zip(sweeps, optima, strict=True) if optimum is None]:
         raise UserError(f"{path}: no result at three levels of lambda yet: ee-ray run {path}" for path in missing)
@@ -334,11 +346,10 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
     from ee_ray.ledger import read_ledger
     from ee_ray.report import compared
     from ee_ray.report.compared_page import write_page
-    from ee_ray.sweep import open_sweep
 
     if len(specs) < 2:
         raise UserError(f"compare takes two sweeps or more, got {len(specs)}")
-    sweeps = [open_sweep(spec, storage) for spec in specs]
+    sweeps = [_read(spec, storage) for spec in specs]
     sides = compared.sides(sweeps, [read_ledger(sweep.spec, sweep.data, sweep.store) for sweep in sweeps])
     gaps = [] if apart else compared.against_first(sides)
     told = compared.as_json(sides, gaps)
@@ -354,10 +365,9 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
 def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     """Say how far SPEC is, from the store alone."""
     from ee_ray.ledger import read_ledger
-    from ee_ray.sweep import open_sweep
     from ee_ray.told import state, status_text
 
-    sweep = open_sweep(spec, storage)
+    sweep = _read(spec, storage)
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
@@ -375,10 +385,9 @@ def report(spec: str, storage: str, images: bool, samples: bool, as_json: bool) 
     """Rebuild the report of SPEC from the store alone."""
     from ee_ray.ledger import read_ledger
     from ee_ray.log import Log
-    from ee_ray.sweep import open_sweep
 
     browser = import_module("ee_ray.report.images").browser() if images else None
-    sweep = open_sweep(spec, storage)
+    sweep = _read(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if samples:
         import_module("ee_ray.samples").take_samples(sweep, ledger)
@@ -402,11 +411,10 @@ def export(spec: str, folder: Path, best: bool, key: str | None, times: int, ove
     from ee_ray.export.choice import best as best_of
     from ee_ray.export.choice import named
     from ee_ray.ledger import read_ledger
-    from ee_ray.sweep import open_sweep
 
     if best and key is not None:
         raise UserError("--best and --key exclude each other")
-    sweep = open_sweep(spec, storage)
+    sweep = _read(spec, storage)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     chosen = named(sweep, ledger, key) if key is not None else best_of(sweep, ledger)
     write = import_module("ee_ray.export.folder").export  # torch and transformers take seconds to import
@@ -425,20 +433,18 @@ def export(spec: str, folder: Path, best: bool, key: str | None, times: int, ove
 def dashboard(spec: str, storage: str, host: str, port: int) -> None:
     """Serve the report of SPEC, made anew as stages publish."""
     from ee_ray.dashboard import serve
-    from ee_ray.sweep import open_sweep
 
     _catch()
-    serve(open_sweep(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
+    serve(_read(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
 
 
 @_sweep_command
 @_json
 def verify(spec: str, storage: str, as_json: bool) -> None:
     """Re-hash what SPEC stands on and re-derive its summary; list every mismatch."""
-    from ee_ray.sweep import open_sweep
     from ee_ray.verify import problems_of
 
-    sweep = open_sweep(spec, storage)
+    sweep = _read(spec, storage)
     problems, checked = problems_of(sweep, REPORTS / sweep.spec.name)
     if as_json:
         click.echo(json.dumps({"schema": 1, "checked": checked, "problems": problems}, indent=1))

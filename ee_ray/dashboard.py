@@ -15,8 +15,9 @@ from typing import Any
 from ee_ray.errors import UserError
 from ee_ray.identity import key_of
 from ee_ray.ledger import NOTES, read_ledger
-from ee_ray.progress import LIVE, STATES, answer_so_far, clock, speed
+from ee_ray.progress import LIVE, STATES, answer_so_far, pace
 from ee_ray.report.page import make_report
+from ee_ray.report.words import sentence
 from ee_ray.sweep import Sweep
 
 LOOK_SECONDS = 1.0
@@ -45,31 +46,37 @@ class Page:
         return True
 
     def follow(self, stop: threading.Event) -> None:
-        """Refresh until told to stop, resting long enough after each report."""
-        while not stop.is_set():
-            started = time.monotonic()
-            worked = self.refresh()
-            stop.wait(max(LOOK_SECONDS, (time.monotonic() - started) * (1 / SHARE - 1) * worked))
+        """Refresh until told to stop, resting long enough after each report while a run goes on."""
+        due = 0.0
+        while not stop.wait(LOOK_SECONDS):
+            if (started := time.monotonic()) < due and self.running():
+                continue
+            if self.refresh():
+                due = time.monotonic() + (time.monotonic() - started) * (1 / SHARE - 1)
+
+    def running(self) -> dict[str, Any] | None:
+        """What a run that goes on last noted of itself (progress.py)."""
+        live: dict[str, Any] | None = self.sweep.store.read_sweep(self.sweep.spec.name, LIVE)
+        return live if live and time.time() - live["time"] <= RUNNING_SECONDS else None
 
     def state(self) -> dict[str, Any]:
-        return {"version": self.version, "html": strip(self.sweep.store.read_sweep(self.sweep.spec.name, LIVE), time.time())}  # fmt: skip
+        return {"version": self.version, "html": strip(self.running())}
 
 
-def strip(live: dict[str, Any] | None, now: float) -> str:
-    """What runs now, as HTML. live: what a run last noted of itself (progress.py)."""
-    if live is None or now - live["time"] > RUNNING_SECONDS:
+def strip(live: dict[str, Any] | None) -> str:
+    """What runs now, as HTML. live: what the run last noted of itself."""
+    if live is None:
         return "<p>No run is going on. This page changes when one publishes stages.</p>"
-    counts, (rate, left) = live["counts"], speed(live)
+    counts = live["counts"]
     said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "failed")
-    parts = [f"<p><strong>Running.</strong> Stages: {said}. {rate / 1000:.1f}k tokens/s, {clock(live['seconds'])} gone, {left} left for the stages asked for so far.</p>"]  # fmt: skip
-    parts += [f"<p>{escape(line[:1].upper() + line[1:])}</p>" for line in answer_so_far(live)]
+    parts = [f"<p><strong>Running.</strong> Stages: {said}.</p>", f"<p>{escape(sentence(pace(live)))}.</p>"]
+    parts += [f"<p>{escape(sentence(line))}</p>" for line in answer_so_far(live)]
     for slot, kind, key, done, total in live["running"]:
         name = f"{kind} {live['names'].get(key, '')} ({key}) on {slot}"
         parts.append(f'<label>{escape(name)} <progress value="{done}" max="{max(1, total)}"></progress></label>')
     if url := live["ray_dashboard"]:
-        parts.append(
-            f'<p><a href="{escape(url)}">Ray\'s own dashboard</a>: trials there are named by lambda and seed.</p>'
-        )
+        token = "where it asks for a token, <code>ray get-auth-token</code> says it, if <code>ray get-auth-token --generate</code> made one before the run"
+        parts.append(f'<p><a href="{escape(url)}">Ray\'s own dashboard</a>: nodes, actors and their logs; {token}.</p>')  # fmt: skip
     return "".join(parts)
 
 

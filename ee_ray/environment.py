@@ -2,13 +2,14 @@
 
 import os
 import secrets
+from pathlib import Path
 
 
 def prepare_ray(address: str | None) -> None:
     """Settings for Ray in this process. A user's own values stand; a cluster that is joined brings its own security.
 
-    A local cluster gets a token of this run alone: Ray would write one into the user's home, and a token there
-    changes how the next `ray start` on this machine behaves.
+    A local cluster gets the user's token, or one of this run alone: Ray would write one into the user's home, and a
+    token there changes how the next `ray start` on this machine behaves.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default of 2 s is spent at each slot's end
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial must not end the sweep
@@ -23,5 +24,11 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray warns when more than four times this many processes run (default: CPUs): a slot alone has six.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Whether the user has given Ray a token in one of the ways that Ray looks for: `ray get-auth-token` knows that one."""
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return given or (Path.home() / ".ray" / "auth_token").is_file()

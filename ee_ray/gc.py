@@ -6,7 +6,6 @@ sweep loses nothing. Of a sweep that ran before sweeps were registered, what it 
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,9 @@ from ee_ray.disk import Entry
 from ee_ray.errors import UserError
 from ee_ray.ledger import NOTES
 from ee_ray.plan import Point, build_trial, distinct
+from ee_ray.registered import registered
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import ABANDONED_SECONDS, GIVEN_UP_SECONDS, Store
-from ee_ray.sweep import SPEC
 
 
 @dataclass
@@ -57,20 +56,20 @@ def needed(store: Store) -> Needed:
     """
     found = Needed()
     for name in store.sweeps():
-        registered = store.read_sweep(name, SPEC)
-        if registered is None:
+        try:
+            ran = registered(store, name)
+        except UserError as error:
+            raise UserError(f"{problem}; so nothing can be called garbage" for problem in error.problems) from None
+        if ran is None:
             found.unregistered.append(name)
             found.stages |= set((store.read_sweep(name, NOTES) or {}).get("found", []))
             continue
-        try:
-            spec, data = SweepSpec.model_validate_json(json.dumps(registered["spec"])), dict(registered["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{store.items.where('sweeps', name)}/{SPEC}: cannot be read by this version, so nothing can be called garbage: {' '.join(str(error).split())[:200]}") from None  # fmt: skip
+        data = dict(ran.data)
         found.sweeps.append(name)
-        found.stages |= stages_of(spec, data)
+        found.stages |= stages_of(ran.spec, data)
         found.models |= {data.pop("model")} if "model" in data else set()
         found.data |= set(data.values())
-        found.tokenizers.add(registered["tokenizer"])
+        found.tokenizers.add(ran.tokenizer)
     return found
 
 

@@ -18,7 +18,8 @@ from ee_ray.liveness import gone, watched
 from ee_ray.log import Log
 from ee_ray.progress import noting, watching
 from ee_ray.propose import beyond_budget
-from ee_ray.sweep import Sweep, register
+from ee_ray.registered import ANOTHER, changed_sources, register
+from ee_ray.sweep import Sweep
 from ee_ray.sweep import prepare as prepare_data
 
 TRACKERS = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # and the package that brings each
@@ -68,6 +69,8 @@ def train(
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     if ledger.decision.outstanding and (problem := beyond_budget(sweep.spec, ledger.prices)):
         raise UserError(f"{sweep.path}: {problem}")
+    for change in changed_sources(sweep):
+        log.say(f"warning: {change}: {ANOTHER}")
     note(sweep.spec, sweep.data, sweep.store, ledger.prices.found, ledger.decision.rounds)
     register(sweep)
     if not ledger.decision.outstanding:

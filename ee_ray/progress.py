@@ -30,25 +30,34 @@ def clock(seconds: float) -> str:
 
 
 def speed(snapshot: dict[str, Any]) -> tuple[float, str]:
-    """Tokens per second since the start, and the time left for the stages asked for so far, as text."""
-    rate = snapshot["tokens"] / snapshot["seconds"] if snapshot["seconds"] else 0.0
+    """Tokens per second since training began, and the time left for the stages asked for so far, as text."""
+    rate = snapshot["tokens"] / snapshot["training_seconds"] if snapshot["training_seconds"] else 0.0
     return rate, clock(snapshot["tokens_left"] / rate) if rate else "?"
+
+
+def pace(snapshot: dict[str, Any]) -> str:
+    """Speed, time, and what is left, in less than 80 columns."""
+    (rate, left), gone = speed(snapshot), clock(snapshot["seconds"])
+    if not snapshot["training_seconds"]:
+        return f"{gone} gone; workers are starting"
+    return f"{rate / 1000:.1f}k tokens/s; {gone} gone; left of what is asked for so far: {left}, {snapshot['tokens_left'] / 1e6:.2f}M tokens"  # fmt: skip
 
 
 def headline(snapshot: dict[str, Any]) -> str:
     """Counts, speed and time in one line of less than 80 columns. Time left counts the stages asked for so far."""
     counts, (rate, left) = snapshot["counts"], speed(snapshot)
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    return (
-        f"{counts['done']} stages done, {counts['running']} running, {counts['waiting']} waiting{failed}; "
-        f"{rate / 1000:.1f}k tokens/s; {clock(snapshot['seconds'])} gone, {left} left"
-    )
+    stages = f"{counts['done']} stages done, {counts['running']} running, {counts['waiting']} waiting{failed}"
+    if not snapshot["training_seconds"]:
+        return f"{stages}; {pace(snapshot)}"
+    return f"{stages}; {rate / 1000:.1f}k tokens/s; {clock(snapshot['seconds'])} gone, {left} left"
 
 
 def answer_so_far(snapshot: dict[str, Any]) -> list[str]:
-    """The best run and the interval of lambda*, as far as they are known."""
-    best, optimum = snapshot.get("best"), snapshot.get("optimum")
-    lines = [f"best so far {best['loss']:.4f} at lambda {best['lambda']:g}, seed {best['seed']}"] if best else []
+    """How many runs there are, the best one, and the interval of lambda*, as far as they are known."""
+    best, optimum, runs = snapshot.get("best"), snapshot.get("optimum"), snapshot.get("runs")
+    lines = [f"{runs['done']} runs finished, of at most {runs['most']}"] if runs else []
+    lines += [f"best so far {best['loss']:.4f} at lambda {best['lambda']:g}, seed {best['seed']}"] if best else []
     if optimum:
         low, high = optimum["ci95"]
         lines.append(f"lambda* so far {optimum['lambda']:.2f} [{low:.2f}, {high:.2f}], {optimum['verdict'].replace('_', ' at ')}")  # fmt: skip
@@ -57,7 +66,7 @@ def answer_so_far(snapshot: dict[str, Any]) -> list[str]:
 
 def picture(snapshot: dict[str, Any]) -> Group:
     """The table that a terminal shows."""
-    (rate, left), counts = speed(snapshot), snapshot["counts"]
+    counts = snapshot["counts"]
     states = Table(box=None, padding=(0, 2), title=None)
     states.add_column("stages")
     for state in STATES:
@@ -65,14 +74,13 @@ def picture(snapshot: dict[str, Any]) -> Group:
     for kind, of in snapshot.get("kinds", {}).items():
         states.add_row(kind, *(str(of[state]) for state in STATES))
     states.add_row("all", *(str(counts[state]) for state in STATES), style="bold")
-    time_line = f"{rate / 1000:.1f}k tokens/s; {snapshot['tokens_left'] / 1e6:.2f}M tokens left; {clock(snapshot['seconds'])} gone, {left} left"
     running = Table.grid(padding=(0, 2))
     for slot, kind, key, done, total in snapshot["running"]:
         name = snapshot.get("names", {}).get(key, key)
         running.add_row(
             slot, f"{kind} {name}", ProgressBar(total, done, width=18), f"{done / 1000:.0f}k/{total / 1000:.0f}k"
         )
-    return Group(states, Text(time_line), *map(Text, answer_so_far(snapshot)), running)
+    return Group(states, Text(pace(snapshot)), *map(Text, answer_so_far(snapshot)), running)
 
 
 @contextmanager

@@ -83,10 +83,10 @@ def decide(
     visited: list[Point] = []
     batch, spent, rounds = anchors(spec), 0, dict(rounds)
     while True:
-        spent += _tokens(batch, visited, prices)
-        visited += batch
+        before, visited = visited, visited + batch
         if missing := [point for point in batch if point not in results]:
             return Decision(missing, visited, None, rounds)
+        spent += _tokens(batch, before, prices)  # once a round, and not as each of its runs ends
         known = tuple((point, results[point]) for point in visited)
         key = key_of({"known": [[point.level, point.seed, point.choice, loss] for point, loss in known]})
         if rounds.get(key) and all(point in results for point in rounds[key]):

@@ -187,7 +187,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
                 self.answer, self.answered = self._answer(), results
             finally:
                 self.answer_due = time.monotonic() + 3 * (time.monotonic() - began)
-        return {"names": dict(pair for names in list(self.names.values()) for pair in names.items()), **self.answer}
+        runs = {"done": results, "most": self.spec.search.max_trials}
+        return {
+            "runs": runs,
+            "names": dict(pair for names in list(self.names.values()) for pair in names.items()),
+            **self.answer,
+        }
 
     def _answer(self) -> dict[str, Any]:
         ladder = self.spec.search.ladder

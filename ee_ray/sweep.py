@@ -24,19 +24,21 @@ from ee_ray.store import Store
 
 # What is quicker to prepare than to talk about: `plan` prepares sources up to this size itself.
 QUICK_BYTES = 8_000_000
-SPEC = "spec.json"
 
 
 @dataclass(frozen=True)
 class Sweep:
     """`folder` is where relative `file:` paths start; `data` has each role's fingerprint, and under "model" that of the
-    checkpoint that the sweep starts from, if any."""
+    checkpoint that the sweep starts from, if any. `gone` and `changed` say in words which of its sources cannot be read
+    now, and which are no longer what it ran on (recall.py)."""
 
     path: Path
     spec: SweepSpec
     store: Store
     identities: dict[str, dict[str, Any]]
     data: dict[str, str]
+    gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -81,14 +83,6 @@ def open_sweep(path: Path | str, storage: Path | str) -> Sweep:
             store.create()
             digests.save()
     return Sweep(path, spec, store, found, data)
-
-
-def register(sweep: Sweep) -> None:
-    """Write into the store what the sweep is, so that `ee-ray gc` knows what it needs without its file."""
-    spec = sweep.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    registered = {"schema": 1, "spec": spec, "data": sweep.data, "tokenizer": sweep.tokenizer.name}
-    if sweep.store.read_sweep(sweep.spec.name, SPEC) != registered:
-        sweep.store.write_sweep(sweep.spec.name, SPEC, registered)
 
 
 def _checkpoint(spec: SweepSpec, path: Path) -> Path | None:

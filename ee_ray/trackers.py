@@ -1,16 +1,20 @@
 """Trials told to MLflow or Weights & Biases, through Ray's own callbacks for them. Off unless it is asked for.
 
 Who they are told to is no matter of the sweep: accounts, addresses and keys come from the tracker's own environment, and
-nothing of them is written into the store. A tracker that fails is said and left; the sweep goes on.
+nothing of them is written into the store. A tracker is told by a thread of its own, which the sweep never waits for but
+some seconds at its end: one that fails, or does not answer, is said and left.
 """
 
 import os
+import queue
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as parquet
+import ray
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune import Callback
@@ -22,7 +26,14 @@ from ee_ray.plan import Trial, distinct
 from ee_ray.search import LOSSES, Job
 from ee_ray.store import Store
 
-UPLOAD_SECONDS = 60  # that a finished sweep waits for; wandb keeps what is left to be sent
+# How long a finished sweep waits for what was not told yet. wandb's server is spoken to by actors of Ray, which get
+# UPLOAD_SECONDS; the thread only speaks to these, and must be out of Ray before Ray ends, or Ray would end the process.
+END_SECONDS = {"mlflow": 10.0, "wandb": 60.0}
+UPLOAD_SECONDS = 8
+HTTP = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}  # not 7 and 120 s: it is to be known soon
 CREDENTIALS = re.compile(r"//[^/@\s]*@")
 ENDS = {"loss": "train_loss", "tokens_per_s": "tokens_per_s", "tokens": "tokens"}
 
@@ -89,6 +100,10 @@ class _Mlflow(MLflowLoggerCallback):  # type: ignore[misc]
 
 
 class _Wandb(WandbLoggerCallback):  # type: ignore[misc]
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.met: Exception | None = None
+
     def log_trial_start(self, trial: Run) -> None:
         """Ray would hand the key to its actor by a runtime environment, which it writes into a log. Processes of a Ray that
         was started here inherit it; on a cluster they read what `wandb login` left."""
@@ -100,13 +115,65 @@ class _Wandb(WandbLoggerCallback):  # type: ignore[misc]
             if key is not None:
                 os.environ["WANDB_API_KEY"] = key
 
+    def _cleanup_logging_actor(self, trial: Run) -> None:
+        """Ray's would not look at what its actor met: no account, no network."""
+        future = self._trial_logging_futures[trial]
+        done, _ = ray.wait([future], timeout=0)
+        super()._cleanup_logging_actor(trial)
+        try:
+            if not done:
+                raise TimeoutError(f"uploads did not end within {UPLOAD_SECONDS} s; `wandb sync` sends what is left")
+            ray.get(done[0])
+        except Exception as error:
+            self.met = error
+
+    def log_trial_end(self, trial: Run, failed: bool = False) -> None:
+        super().log_trial_end(trial, failed)
+        self._tell_of_actors()
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        super().on_experiment_end(trials, **info)
+        self._tell_of_actors()
+
+    def _tell_of_actors(self) -> None:
+        if self.met:
+            raise self.met
+
 
 def _open(name: str, sweep: str) -> LoggerCallback:
     if name == "mlflow":
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7 the sweep would wait minutes for
+        for setting, value in HTTP.items():
+            os.environ.setdefault(setting, value)
         return _Mlflow(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME") or sweep)
     # Its files go where wandb would put them, not into Ray's folder of the trial, which ends with the run.
     return _Wandb(project=os.environ.get("WANDB_PROJECT") or "ee-ray", group=sweep, dir=os.environ.get("WANDB_DIR") or os.getcwd(), upload_timeout=UPLOAD_SECONDS)  # fmt: skip
+
+
+Work = Callable[[LoggerCallback], None]
+
+
+class _Teller:
+    """Does a tracker's work in order, in a thread of its own, until the first that fails."""
+
+    def __init__(self, open_tracker: Callable[[], LoggerCallback], failed: Callable[[Exception], None]):
+        self.open_tracker, self.failed = open_tracker, failed
+        self.works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._tell, daemon=True)
+        self.thread.start()
+
+    def _tell(self) -> None:
+        try:
+            inner = self.open_tracker()
+            while work := self.works.get():
+                work(inner)
+        except Exception as error:  # whatever a server, an account or a network may do
+            self.failed(error)
+
+    def end(self, seconds: float) -> bool:
+        """Let it tell what is left, that long; whether it has ended."""
+        self.works.put(None)
+        self.thread.join(seconds)
+        return not self.thread.is_alive()
 
 
 class Tracked(Callback):  # type: ignore[misc]
@@ -114,32 +181,31 @@ class Tracked(Callback):  # type: ignore[misc]
 
     def __init__(self, name: str, job: Job, say: Callable[[str], None]):
         self.name, self.job, self.say = name, job, say
-        self.inner: LoggerCallback | None = None
+        self.teller: _Teller | None = None
+        self.over = False
         self.runs: dict[str, Run] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing of a tracker goes into what Tune saves."""
         return {"name": self.name}
 
-    def _try(self, work: Callable[[LoggerCallback], None]) -> None:
-        if self.inner is None:
-            return
-        try:
-            work(self.inner)
-        except Exception as error:  # whatever a server or a network may do
-            self._leave(error)
+    def _open(self) -> LoggerCallback:
+        inner = _open(self.name, self.job.spec.name)
+        inner.setup()
+        return inner
 
-    def _leave(self, error: Exception) -> None:
-        self.inner = None
+    def _tell(self, work: Work) -> None:
+        if self.teller:
+            self.teller.works.put(work)
+
+    def _left(self, error: Exception) -> None:
+        if self.over:
+            return
         said = CREDENTIALS.sub("//", " ".join(str(error).split()))[:300]
         self.say(f"--track {self.name}: is left, the sweep goes on: {type(error).__name__}: {said}")
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        try:
-            self.inner = _open(self.name, self.job.spec.name)
-            self.inner.setup()
-        except Exception as error:  # no server, no key, no network
-            self._leave(error)
+        self.teller = _Teller(self._open, self._left)
 
     def _run(self, trial: Any) -> Run:
         if trial.trial_id not in self.runs:
@@ -150,21 +216,26 @@ class Tracked(Callback):  # type: ignore[misc]
         return self.runs[trial.trial_id]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._try(lambda inner: inner.log_trial_start(self._run(trial)))
+        run = self._run(trial)
+        self._tell(lambda inner: inner.log_trial_start(run))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any) -> None:  # fmt: skip
-        def tell(inner: LoggerCallback) -> None:
-            told = results(self.job, self.job.trial(trial.config)) | {"training_iteration": result["training_iteration"]}  # fmt: skip
-            inner.log_trial_result(iteration, self._run(trial), told | {"failed_stages": result["failed_stages"]})
-
-        self._try(tell)
+        run, mine = self._run(trial), self.job.trial(trial.config)
+        said = {name: result[name] for name in ("training_iteration", "failed_stages")}
+        self._tell(lambda inner: inner.log_trial_result(iteration, run, results(self.job, mine) | said))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        failed = bool((trial.last_result or {}).get("failed_stages"))
-        self._try(lambda inner: inner.log_trial_end(self._run(trial), failed=failed))
+        run, failed = self._run(trial), bool((trial.last_result or {}).get("failed_stages"))
+        self._tell(lambda inner: inner.log_trial_end(run, failed=failed))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._try(lambda inner: inner.log_trial_end(self._run(trial), failed=True))
+        run = self._run(trial)
+        self._tell(lambda inner: inner.log_trial_end(run, failed=True))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self._try(lambda inner: inner.on_experiment_end(list(self.runs.values())))
+        runs = list(self.runs.values())
+        self._tell(lambda inner: inner.on_experiment_end(runs))
+        seconds = END_SECONDS[self.name]
+        if self.teller and not self.teller.end(seconds):
+            self.over = True
+            self.say(f"--track {self.name}: has not answered within {seconds:g} s of the sweep's end, and is left: it lacks what came last")  # fmt: skip

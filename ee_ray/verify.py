@@ -26,8 +26,9 @@ def _data_problems(sweep: Sweep, role: str) -> list[str]:
 
 
 def problems_of(sweep: Sweep, report: Path) -> tuple[list[str], int]:
-    """Every mismatch, and how many things were checked: data, published stages, parents, the report's summary."""
-    problems = [problem for role in ROLES for problem in _data_problems(sweep, role)]
+    """Every mismatch, and how many things were checked: data, published stages, parents, the report's summary. A source that
+    is gone is none: what was made of it is checked."""
+    problems = [*sweep.changed, *(problem for role in ROLES for problem in _data_problems(sweep, role))]
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     for key, record in ledger.records.items():
         problems += sweep.store.damage(key)

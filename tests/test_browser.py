@@ -141,9 +141,27 @@ def test_dark_and_print_have_colours_of_their_own(browser, finished):
     ink = "() => document.querySelector('[data-figure=optimum]').layout.font.color"
     dark = seen.page.evaluate(ink)
     seen.page.emulate_media(color_scheme="light")
-    seen.page.wait_for_timeout(500)
-    assert seen.page.evaluate(ink) != dark
+    seen.page.wait_for_function(f"dark => ({ink})() !== dark", arg=dark, timeout=30_000)
     assert seen.page.pdf()[:5] == b"%PDF-"
+    seen.page.close()
+
+
+@pytest.mark.skipif(
+    shutil.which("pdftotext") is None, reason="pdftotext is not installed: apt-get install poppler-utils"
+)
+def test_in_print_a_heading_stands_on_the_page_of_its_figure(browser, finished, tmp_path):
+    """Wherever the page ends: what stands above is made longer step by step."""
+    seen = Seen(browser, (finished.folder / "reports/tiny/index.html").as_uri(), "desktop")
+    seen.page.evaluate("document.getElementById('matched').before(document.createElement('hr'))")
+    crossed = set()
+    for height in range(0, 1200, 300):
+        seen.page.evaluate("height => { document.querySelector('hr').style.height = `${height}px`; }", height)
+        seen.page.pdf(path=tmp_path / "page.pdf", format="A4")
+        text = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True).stdout  # fmt: skip
+        where = {word: {number for number, page in enumerate(text.split("\f")) if word in page} for word in ("Retained loss at matched", "At the same fine-tuning loss", "kept more by mixed")}  # fmt: skip
+        assert len(set.union(*where.values())) == 1, (height, where)
+        crossed |= set.union(*where.values())
+    assert len(crossed) > 1
     seen.page.close()
 
 
@@ -163,11 +181,16 @@ def test_a_live_page_takes_in_what_is_published_while_it_is_open(browser, copy):
         assert seen.page.locator("#verdict").inner_text().startswith("So far") or "So far" in seen.page.locator("#verdict").inner_text()  # fmt: skip
         assert "No run is going on" in seen.page.locator("#live").inner_text()
         live = {"schema": 1, "time": time.time(), "ray_dashboard": "http://127.0.0.1:8265", "counts": {"waiting": 3, "running": 1, "done": 24, "failed": 0},
-                "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0}  # fmt: skip
+                "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0, "training_seconds": 6.0, "runs": {"done": 5, "most": 8}}  # fmt: skip
         copy.store.write_sweep("tiny", "live.json", live)
         seen.page.wait_for_selector("#live progress", timeout=10_000)
         strip = seen.page.locator("#live").inner_text()
-        assert "finetune lambda 0.5, seed 1" in strip and "1 running" in strip
+        assert (
+            "finetune lambda 0.5, seed 1" in strip
+            and "1 running" in strip
+            and "1.5k tokens/s; 0:09 gone" in strip
+            and "5 runs finished, of at most 8" in strip
+        )
         before = seen.page.evaluate("document.body.dataset.version")
         for path in aside.iterdir():
             os.rename(path, stages / path.name)

@@ -54,6 +54,19 @@ def other_store(place: Place) -> str:
     return spec()(place)
 
 
+def changed_text(place: Place) -> str:
+    """As after a run: registered, and then the text is other."""
+    from ee_ray.registered import register
+    from ee_ray.sweep import open_sweep
+
+    (place.folder / "x.txt").write_text("one\n")
+    spec = place.write(data__post={"source": "file:x.txt"})
+    place.store.create()
+    register(open_sweep(place.folder / spec, place.store.root))
+    (place.folder / "x.txt").write_text("two\n")
+    return place.ee_ray("status", spec).stderr.replace("\n  ", " ")
+
+
 def full_folder(place: Place) -> str:
     (place.folder / "out").mkdir()
     (place.folder / "out" / "mine.txt").touch()
@@ -103,6 +116,7 @@ CASES = {
     "revision is missing: pin an hf: source to the commit hash of its repository": spec(data__pre={"source": "hf:a/b"}),
     "model: transformers' ... config has no ...": spec("run", "--local", model={"model_type": "llama", "hiden": 3}),
     "no such file (a relative path starts from the sweep file's folder)": spec(data__post={"source": "file:x.jsonl"}),
+    "has other content than when this sweep last ran": changed_text,
     "no text field '...'; the record has: ...": other_column,
     "the held-out split has ... windows, data.heldout_windows asks for ...": spec(data__heldout_windows=9999),
     "the budget of ... windows is beyond the pool of ...": spec("plan", status=0, stages__finetune__tokens=65536),

@@ -15,7 +15,7 @@ LAYERS = [
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "allocator", "feed", "world", "resume", "meter", "loss", "evaluate", "accelerate", "train", "publish", "stage",
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger", "importance",
-    "capacity", "sweep", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",
+    "capacity", "sweep", "registered", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
     "report.words", "report.html", "report.samples", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",

@@ -2,17 +2,22 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Place, ray_environment
+from ray.tune.logger import LoggerCallback
 
 from ee_ray.plan import Point
 from ee_ray.search import Job
 from ee_ray.sweep import open_sweep
-from ee_ray.trackers import Tracked, recipe, results
+from ee_ray.trackers import END_SECONDS, HTTP, Tracked, recipe, results
 
 INSTALLED = [name for name in ("mlflow", "wandb") if importlib.util.find_spec(name)]
 
@@ -49,6 +54,57 @@ def test_what_is_told_is_the_recipe_and_the_losses_of_the_ledger(job, finished):
     assert told["finetune.lr0.001.loss"] > 0 and told["posttrain.grad_norm"] > 0
 
 
+def tell_of_a_trial(tracked: Tracked) -> None:
+    """What Tune would say of one."""
+    result = {"training_iteration": 1, "failed_stages": 0}
+    trial = SimpleNamespace(trial_id="a", config={"level": 2, "seed": 1}, local_path="/nowhere", last_result=result)
+    tracked.setup()
+    tracked.on_trial_start(1, [], trial)
+    tracked.on_trial_result(1, [], trial, result)
+    tracked.on_trial_complete(1, [], trial)
+    tracked.on_experiment_end([trial])
+
+
+class Asking(LoggerCallback):
+    """A tracker that asks its server at each step, without any patience of its own."""
+
+    def __init__(self, address: str):
+        self.address = address
+
+    def setup(self, *of, **info):
+        urllib.request.urlopen(self.address)
+
+
+@pytest.fixture
+def silent_server():
+    """It takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_holds_the_sweep_for_no_longer_than_it_waits_at_its_end(
+    job, silent_server, monkeypatch
+):
+    monkeypatch.setattr("ee_ray.trackers._open", lambda name, sweep: Asking(silent_server))
+    monkeypatch.setitem(END_SECONDS, "mlflow", 0.5)
+    heard: list[str] = []
+    began = time.monotonic()
+    tell_of_a_trial(Tracked("mlflow", job, heard.append))
+    assert 0.5 <= time.monotonic() - began < 5
+    assert len(heard) == 1 and heard[0].startswith("--track mlflow: has not answered within 0.5 s of the sweep's end")
+
+
+@pytest.mark.skipif("mlflow" not in INSTALLED, reason="pip install mlflow-skinny")
+def test_mlflow_itself_is_left_when_its_server_never_answers(job, silent_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
+    monkeypatch.setitem(HTTP, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    heard: list[str] = []
+    began = time.monotonic()
+    tell_of_a_trial(Tracked("mlflow", job, heard.append))
+    assert time.monotonic() - began < END_SECONDS["mlflow"] + 5
+    assert len(heard) == 1 and "is left" in heard[0]
+
+
 def test_a_tracker_that_fails_is_said_once_and_left(job, monkeypatch):
     """And the password that its address may hold is not repeated."""
     heard: list[str] = []
@@ -56,11 +112,7 @@ def test_a_tracker_that_fails_is_said_once_and_left(job, monkeypatch):
         "ee_ray.trackers._open",
         lambda name, sweep: (_ for _ in ()).throw(ConnectionError("http://me:secret@host/api refused")),
     )
-    tracked = Tracked("mlflow", job, heard.append)
-    tracked.setup()
-    tracked.on_trial_start(1, [], None)
-    tracked.on_trial_complete(1, [], type("Trial", (), {"last_result": {}}))
-    tracked.on_experiment_end([])
+    tell_of_a_trial(Tracked("mlflow", job, heard.append))
     assert heard == ["--track mlflow: is left, the sweep goes on: ConnectionError: http://host/api refused"]
 
 

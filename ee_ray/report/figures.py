@@ -240,6 +240,7 @@ def noise_figure(tables: Tables) -> go.Figure:
         curve, name = tables["curves"][tables["curves"]["question"] == question], short(question)
         figure.add_scatter(x=curve["lambda"], y=curve["noise_sd"], mode="lines", line={"color": colour}, name=name, hovertemplate=f"{name}<br>lambda %{{x:.3f}}<br>sd %{{y:.4f}}<extra></extra>")  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
+    figure.update_xaxes(range=[-0.04, 1.04])
     return figure
 
 

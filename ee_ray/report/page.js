@@ -180,7 +180,7 @@ async function follow() {
     if (state.version !== document.body.dataset.version) {
       const fresh = new DOMParser().parseFromString(await (await fetch("./", {cache: "no-store"})).text(), "text/html");
       const open = [...document.querySelectorAll("details[open][id]")].map(box => box.id);
-      $("main").replaceWith(fresh.getElementById("main"));
+      for (const part of ["nav", "main"]) document.querySelector(part).replaceWith(fresh.querySelector(part));
       for (const id of ["packed-data", "packed-training"]) if (fresh.getElementById(id)) $(id).textContent = fresh.getElementById(id).textContent;
       $("live").innerHTML = state.html;
       document.body.dataset.version = fresh.body.dataset.version;

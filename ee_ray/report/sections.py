@@ -114,7 +114,7 @@ def _frontier(sweep: Sweep, tables: Tables, drawn: list[str]) -> str:
         "frontier", "Frontiers: what fine-tuning gains, what is kept, and what it costs before",
         "<h3>Retained loss against fine-tuning loss</h3>", figure("frontier", "retained loss against fine-tuning loss, Pareto sets and hulls by method"),
         "<h3>Pretraining loss against retained loss</h3>", figure("frontier-pre", "pretraining loss against retained loss, Pareto sets and hulls by method"),
-        note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0)."), theirs,
+        note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0); the brighter, the larger lambda."), theirs,
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _curves(tables: Tables) -> str:
     return section(
         "curves", "Training curves",
         details(
-            "training", f"Training loss of {stages['state'].eq('published').sum()} stages",
+            "training", f"Training loss of {words.counted(int(stages['state'].eq('published').sum()), 'stage')}",
             f'<div class="controls"><label>lambda <select id="training-lambda">{levels}</select></label><label>seed <select id="training-seed">{seeds}</select></label></div>',
             f'<div class="grid">{boxes}</div>', note("Loss of single global batches, in nats per token. A stage that several recipes share stands under the first of them. Gradient norms and learning rates: data/training.csv."),
         ),
@@ -194,7 +194,7 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
 def _stopped(sweep: Sweep, summary: dict[str, Any]) -> str:
     """Why the search ended, and how far it came."""
     said, asked = f"{words.sentence(summary['stop_reason'])}.", sweep.spec.search.ci_width
-    if not (optimum := summary["optimum"]):
+    if not (optimum := summary["optimum"]) or "interval of lambda*" in said:
         return said
     width = optimum["ci95"][1] - optimum["ci95"][0]
     return f"{said} The interval of lambda* is {width:.2f} wide; {asked:g} was asked for."
@@ -292,7 +292,7 @@ def _recipes(summary: dict[str, Any]) -> str:
     if not rows:
         return ""
     header = ["", "lambda", "seed", "choice", "fine-tuning rate", *LOSSES]
-    return section("recipes", "Every recipe", details("all-recipes", f"{len(rows)} recipes, each with its losses", table(header, rows, "every recipe", "scroll")))  # fmt: skip
+    return section("recipes", "Every recipe", details("all-recipes", f"{words.counted(len(rows), 'recipe')}, each with its losses", table(header, rows, "every recipe", "scroll")))  # fmt: skip
 
 
 def _provenance(sweep: Sweep, summary: dict[str, Any]) -> str:
