@@ -177,7 +177,7 @@ def _memory(run: psutil.Process) -> dict[str, float]:
             name, held = " ".join(process.cmdline())[:80], process.memory_full_info().pss / 1e6
         except psutil.Error:
             continue
-        kind = "driver" if process == run else "trials" if "ImplicitFunc" in name else "slots" if "Train" in name or "Synchronization" in name else "ray"  # fmt: skip
+        kind = "driver" if process == run else "trials" if "ImplicitFunc" in name or "ray::lambda" in name else "slots" if "Train" in name or "Synchronization" in name else "ray"  # fmt: skip
         found[kind] += held
     return found
 

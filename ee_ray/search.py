@@ -29,7 +29,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
-from ee_ray.cluster import NAMESPACE, ON_HEAD
+from ee_ray.cluster import NAMESPACE, ON_HEAD, call_process
 from ee_ray.disk import drop_torn_line
 from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
@@ -309,14 +309,16 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[
     """What the trial tells Tune; None if the sweep ends before it."""
     if ray.get(board.closed.remote()):
         return None
-    trial = job.trial(config)
-    keys = list(distinct([trial]))
-    states: dict[str, State] = {}
+    trial, name = job.trial(config), _run_name(job.spec.search.ladder, config)
+    stages = distinct([trial])
+    keys, states = list(stages), dict[str, State]()
     began = time.monotonic()
     while True:
         if len(states) < len(keys):  # at first, and when the board has died and is empty again
             ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
         states = ray.get(board.states.remote(keys))
+        running = {stages[key].kind for key, state in states.items() if state == "running"}
+        call_process(f"{name} {'+'.join(sorted(running)) or 'waiting'}")
         if len(states) == len(keys) and all(state in ("done", "failed") for state in states.values()):
             break
         if ray.get(board.closed.remote()):
@@ -360,9 +362,13 @@ def search_on_ray(
 
 
 def _trial_name(ladder: int, trial: Any) -> str:
-    """What Ray's dashboard and folders call a trial: people know it by lambda and seed."""
-    choice = f"-choice{trial.config['choice']:02d}" if "choice" in trial.config else ""
-    return f"lambda{trial.config['level'] / ladder:.4g}-seed{trial.config['seed']}{choice}-{trial.trial_id}"
+    """What folders and trackers call a trial: people know it by lambda and seed."""
+    return f"{_run_name(ladder, trial.config)}-{trial.trial_id}"
+
+
+def _run_name(ladder: int, config: Mapping[str, Any]) -> str:
+    choice = f"-choice{config['choice']:02d}" if "choice" in config else ""
+    return f"lambda{config['level'] / ladder:.4g}-seed{config['seed']}{choice}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:

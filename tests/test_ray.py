@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 # Pretraining of about 3 s: long enough to be killed in the middle of.
 LONGER = {"stages__pretrain__tokens": 262_144, "search__max_trials": 6}
-TRAIN_WORKER, TRIAL_DRIVER = "ray::RayTrainWorker", "ray::ImplicitFunc"
+TRAIN_WORKER, TRIAL_DRIVER = "ray::RayTrainWorker", "ray::lambda0"  # as Ray's dashboard calls them, too
 
 
 @pytest.fixture(scope="module")
