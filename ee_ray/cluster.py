@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray._raylet import setproctitle  # type: ignore[attr-defined]
+import ray._raylet
 from ray.exceptions import AuthenticationError
 
 from ee_ray.capacity import BOOTSTRAP, NodeType, Resources, autoscaled
@@ -22,7 +22,9 @@ JOIN_SECONDS = 120.0  # `ray up` returns about 30 s before hosts of one's own ha
 def call_process(what: str) -> None:
     """Call this process of Ray so in Ray's dashboard (Cluster) and in `top`, until its next task. Ray's own way to do so is
     private, and an actor's name and repr are fixed when it starts, while Tune gives it one trial after another."""
-    setproctitle(f"ray::{what}")  # `ray stop` knows its processes by the prefix
+    set_title = getattr(ray._raylet, "setproctitle", None)
+    if set_title:
+        set_title(f"ray::{what}")  # `ray stop` knows its processes by the prefix
 
 
 @contextmanager
