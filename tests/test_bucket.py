@@ -211,12 +211,6 @@ def test_the_endpoint_can_stand_in_the_uri(store, s3, monkeypatch):
     assert there.published() == [STAGE.key] and there.root == store.root, "the same store, the same mirror"
 
 
-def test_a_cluster_does_not_pack_into_what_its_workers_do_not_see(in_bucket, tmp_path):
-    place = Place(tmp_path, in_bucket)
-    said = place.ee_ray("prepare", place.write(), "--address", "127.0.0.1:1", status=2).stderr
-    assert "without --address the cores of this machine pack" in said
-
-
 def test_a_server_that_ignores_conditions_is_refused(store, monkeypatch):
     request = Objects._request
     monkeypatch.setattr(Objects, "_request", lambda self, verb, IfNoneMatch=None, **named: request(self, verb, **named))
