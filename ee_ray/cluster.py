@@ -11,7 +11,7 @@ from ray.exceptions import AuthenticationError
 
 from ee_ray.capacity import BOOTSTRAP, NodeType, Resources, autoscaled
 from ee_ray.errors import UserError
-from ee_ray.liveness import Port
+from ee_ray.liveness import Port, ask
 
 NAMESPACE = "ee_ray"
 HEAD = "node:__internal_head__"
@@ -36,6 +36,10 @@ def connected(address: str | None) -> Iterator[str | None]:
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
     if address:
+        host, _, number = address.rpartition(":")
+        # Ray itself would try for minutes, in silence.
+        if "/" not in address and number.isdigit() and ask(Port("the head", host, int(number))) != "open":
+            raise UserError(f"--address {address}: nothing answers there; give HOST:PORT as `ray start --head` or `ray up` says it, or auto on a host of the cluster")  # fmt: skip
         try:
             context = ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:

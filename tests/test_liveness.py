@@ -80,3 +80,12 @@ def test_a_disk_without_room_ends_a_run_with_one_message_and_the_same_command_go
     (tmp_path / "store").rmdir()
     (tmp_path / "kept").rename(tmp_path / "store")
     assert place.numbers() == finished.numbers()
+
+
+def test_an_address_where_nothing_answers_is_said_at_once(listener, tmp_path):
+    process, port = listener
+    process.kill()
+    process.wait()
+    place = Place(tmp_path)
+    said = place.ee_ray("run", place.write(), "--address", f"127.0.0.1:{port.number}", status=2).stderr
+    assert "nothing answers there" in said and "Traceback" not in said
