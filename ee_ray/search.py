@@ -19,7 +19,7 @@ import ray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
@@ -30,7 +30,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD, call_process
-from ee_ray.disk import drop_torn_line
+from ee_ray.disk import drop_torn_line, is_ended
 from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
@@ -270,7 +270,13 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     store = Store(job.storage)
     path = store.brought(store.sweep(job.spec.name) / STUDY)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drop_torn_line(path)  # Optuna would refuse the whole file
+    if not is_ended(path):  # Optuna would refuse the whole file
+        lock = JournalFileSymlinkLock(str(path))  # or another run is writing that line now
+        lock.acquire()
+        try:
+            drop_torn_line(path)
+        finally:
+            lock.release()
     storage = JournalStorage(JournalFileBackend(str(path)))
     return LadderSearch(job, ledger, storage, f"{job.spec.name}-{sweep_key(job.spec, job.data)}")
 

@@ -30,7 +30,7 @@ QUICK_BYTES = 8_000_000
 class Sweep:
     """`folder` is where relative `file:` paths start; `data` has each role's fingerprint, and under "model" that of the
     checkpoint that the sweep starts from, if any. `gone` and `changed` say in words which of its sources cannot be read
-    now, and which are no longer what it ran on (recall.py)."""
+    now, and which are no longer what it ran on (registered.py)."""
 
     path: Path
     spec: SweepSpec

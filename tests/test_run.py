@@ -257,6 +257,18 @@ def test_tune_can_keep_the_search_and_who_shows_it_gets_an_answer_while_it_is_no
     assert search.so_far()["optimum"] is not told["optimum"]
 
 
+def test_lines_that_a_full_disk_cut_off_are_lost_alone_in_the_journal_of_stages_and_in_optunas(copy):
+    sweep = open_sweep(copy.folder / copy.write(), copy.folder / "store")
+    job, before = Job(sweep.spec, sweep.data, copy.store.place), copy.store.journalled("tiny")
+    known = len(open_search(job, read_ledger(sweep.spec, sweep.data, copy.store))._ot_study.trials)
+    for name in ("journal.jsonl", "optuna.journal"):
+        with (copy.store.sweep("tiny") / name).open("a") as file:
+            file.write('{"event": "beg')
+    copy.store.journal("tiny", event="begun", key="after")
+    assert [line["event"] for line in copy.store.journalled("tiny")] == [line["event"] for line in before] + ["begun"]
+    assert len(open_search(job, read_ledger(sweep.spec, sweep.data, copy.store))._ot_study.trials) == known > 0
+
+
 def test_a_search_notes_what_it_chose_and_can_do_without_the_note(copy):
     notes = copy.folder / "store/sweeps/tiny/search.json"
     before, noted = copy.summary(), json.loads(notes.read_text())

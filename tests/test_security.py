@@ -195,3 +195,22 @@ def test_a_record_that_names_files_elsewhere_is_told_by_verify(copy):
 def test_a_sweep_cannot_be_named_after_another_place(write, name):
     with pytest.raises(UserError, match="name: "):
         load_sweep(write(name=name))
+
+
+TOKEN = (
+    "import os; from ee_ray.environment import prepare_ray; prepare_ray(None); print(os.environ.get('RAY_AUTH_TOKEN'))"
+)
+
+
+def test_a_cluster_of_one_run_takes_the_users_token_or_one_of_its_own(tmp_path):
+    def token(**given: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **given}
+        return subprocess.run([sys.executable, "-c", TOKEN], env=environment, capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+
+    one, another = token(), token()
+    assert len(one) == 64 and one != another
+    assert token(RAY_AUTH_TOKEN="mine") == "mine"
+    assert token(RAY_AUTH_TOKEN_PATH=str(tmp_path / "elsewhere")) == "None"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("mine")
+    assert token() == "None", "Ray reads the user's file itself"
