@@ -270,7 +270,7 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
     store = Store(job.storage)
     path = store.brought(store.sweep(job.spec.name) / STUDY)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not is_ended(path):  # Optuna would refuse the whole file
+    if not is_ended(path):  # Optuna would go on in that line, and then refuse the file
         lock = JournalFileSymlinkLock(str(path))  # or another run is writing that line now
         lock.acquire()
         try:
