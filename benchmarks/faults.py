@@ -82,6 +82,20 @@ def kill(name: str) -> Callable[[Run, Place], None]:
     return lambda run, place: run.kill_one(name)
 
 
+def kill_training(run: Run, place: Place) -> None:
+    """kill -9 the train worker of a stage that has just saved a state; the claims say who trains what."""
+
+    def pids() -> list[int]:
+        keys = {key for key, age in states(place).items() if age < CHECKPOINT_SECONDS / 2}
+        keys -= set(place.store.published()) if keys else set()
+        names = [entry.name for entry in place.store.claims() if entry.name.rpartition(".")[0] in keys]
+        return [json.loads(content)["pid"] for name in names if (content := place.store.read_claim(name))]
+
+    found: list[int] = []
+    run.wait_for(lambda: found.extend(pids()) or found)
+    os.kill(found[0], signal.SIGKILL)
+
+
 def send(sign: signal.Signals) -> Callable[[Run, Place], None]:
     return lambda run, place: os.kill(run.process.pid, sign)
 
@@ -94,7 +108,7 @@ class Fault:
 
 
 FAULTS = {
-    "worker": Fault("kill -9 of a train worker", kill(TRAIN_WORKER)),
+    "worker": Fault("kill -9 of a train worker", kill_training),
     "controller": Fault("kill -9 of a train controller", kill(CONTROLLER)),
     "driver": Fault("kill -9 of a trial driver", kill(TRIAL_DRIVER)),
     "board": Fault("kill -9 of the board", kill(BOARD)),
@@ -106,7 +120,7 @@ FAULTS = {
     "slow": Fault(
         f"the store's disk hangs for {FREEZE_SECONDS:g} s (fsfreeze)", lambda _, place: freeze(place), on_disk
     ),
-    "s3worker": Fault("kill -9 of a train worker", kill(TRAIN_WORKER), in_bucket),
+    "s3worker": Fault("kill -9 of a train worker", kill_training, in_bucket),
     "s3hangs": Fault("the server hangs for 20 s", lambda _, place: hang(place, 20), in_bucket),
     "s3away": Fault("the server refuses connections for 60 s", lambda _, place: refuse(place, 60), in_bucket),
     "s3slow": Fault(f"every answer is {LATE_SECONDS:g} s late, to the end", lambda _, place: slow(place), in_bucket),
@@ -117,16 +131,20 @@ ENDING = ("sigterm", "run", "head", "raylet")  # the run ends, which costs a sta
 SOAKED = SWEEP | {"stages__pretrain__tokens": 49_152, "execution__checkpoint_seconds": 0.2}
 
 
-def half_way(place: Place) -> list[float]:
-    """Ages of the newest states of stages that are being trained, seconds."""
-    states = [sorted(folder.glob("[0-9]*")) for folder in (place.store.root / "work").glob("*")]
-    now, ages = time.time(), []
-    for found in states:
+def states(place: Place) -> dict[str, float]:
+    """Stages that are half-way, by key, and the ages of their newest states, seconds."""
+    now, ages = time.time(), {}
+    for folder in (place.store.root / "work").glob("*"):
         try:
-            ages += [now - found[-1].stat().st_mtime] if found else []
+            if found := sorted(folder.glob("[0-9]*")):
+                ages[folder.name] = now - found[-1].stat().st_mtime
         except FileNotFoundError:
             continue  # published, or replaced by a newer one
     return ages
+
+
+def half_way(place: Place) -> list[float]:
+    return list(states(place).values())
 
 
 def start(place: Place, spec: str) -> Run:

@@ -92,7 +92,7 @@ def _play(spec: SweepSpec, known: dict[Point, float | None], prices: Prices, wor
     points = list(known)
     return Future(
         runs=len(points),
-        tokens=prices.together(points, []),
+        tokens=prices.together(points, prices.had([])),
         seeds=len({point.seed for point in points}),
         width=optimum.ci95[1] - optimum.ci95[0],
         verdict=optimum.verdict,

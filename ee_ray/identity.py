@@ -13,6 +13,7 @@ from ee_ray.spec.stages import Kind
 
 # Part of every key: bump it when training or evaluation changes in a way that changes numbers.
 STAGE_VERSION = 3
+KEY_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,29 @@ def encode(value: Any, where: str = "payload") -> Any:
     raise TypeError(f"{where}: {type(value).__name__} cannot be part of an identity")
 
 
+def _text(value: Any) -> bytes:
+    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
 def key_of(payload: Mapping[str, Any]) -> str:
     """16 hex digits of SHA-256 over the canonical JSON of the payload."""
-    text = json.dumps(encode(payload), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_text(payload)).hexdigest()[:KEY_DIGITS]
+
+
+class ListKey:
+    """`key_of({name: items})` of a list that grows: what was added before is not encoded again."""
+
+    def __init__(self, name: str):
+        self._digest, self._between = hashlib.sha256(b"{%b:[" % _text(name)), b""
+
+    def add(self, item: Any) -> None:
+        self._digest.update(self._between + _text(item))
+        self._between = b","
+
+    def key(self) -> str:
+        whole = self._digest.copy()
+        whole.update(b"]}")
+        return whole.hexdigest()[:KEY_DIGITS]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ee_ray.objective import objective
 from ee_ray.plan import Point, Prices, Trial, distinct, sweep_key
-from ee_ray.propose import Decision, Rounds, anchors, decide, leading
+from ee_ray.propose import Decision, Replay, Rounds, anchors, leading
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -111,6 +111,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     prices = Prices(spec, data, found)
     noted = [point for points in rounds.values() for point in points]
     fresh = [*dict.fromkeys([*anchors(spec), *noted])]  # at once: asking what comes after each round costs a fit
+    replay = Replay(spec, prices, rounds)
     while True:
         for point in fresh:
             trial = trials[point] = prices.trial(point)
@@ -123,8 +124,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
             done, value = settled(spec, trial, records, failed)
             if done:
                 results[point] = value
-        decision = decide(spec, results, prices, rounds)
-        rounds = decision.rounds
+        decision = replay.decide(results)
         fresh = [point for point in decision.visited if point not in trials]
         if not fresh:
             break

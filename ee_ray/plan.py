@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,8 +271,8 @@ def sweep_key(spec: SweepSpec, data: Mapping[str, str]) -> str:
 
 
 class Prices:
-    """What trials of a sweep would cost, in tokens: `__call__(point, trained)` counts the stages of a point that the
-    points trained before it have not trained, and that are not among `found`, keys that the store held beforehand."""
+    """What trials of a sweep would cost, in tokens: `__call__(point, had)` counts the stages of a point that are not among
+    the keys `had`, which are those of points trained before it and `found`, what the store held beforehand."""
 
     def __init__(self, spec: SweepSpec, data: Mapping[str, str], found: frozenset[str]):
         self._spec, self._data, self.found = spec, data, found
@@ -291,15 +291,14 @@ class Prices:
             self._stages[point] = {key: stage.identity.tokens for key, stage in distinct([self.trial(point)]).items()}
         return self._stages[point]
 
-    def __call__(self, point: Point, trained: list[Point]) -> int:
-        had = self.found.union(*(self.stages(other) for other in trained))
-        return sum(tokens for key, tokens in self.stages(point).items() if key not in had)
+    def __call__(self, point: Point, had: Container[str]) -> int:
+        return self.together([point], had)
 
-    def together(self, points: Sequence[Point], trained: list[Point]) -> int:
-        """What several points cost one after another, after those that were trained before them."""
-        had, total = set(self.found.union(*(self.stages(other) for other in trained))), 0
-        for point in points:
-            new = {key: tokens for key, tokens in self.stages(point).items() if key not in had}
-            had |= new.keys()
-            total += sum(new.values())
-        return total
+    def had(self, trained: Iterable[Point]) -> set[str]:
+        """Keys of the stages that need no training once these points are trained."""
+        return set(self.found).union(*map(self.stages, trained))
+
+    def together(self, points: Iterable[Point], had: Container[str]) -> int:
+        """What several points cost one after another."""
+        new = {key: tokens for each in points for key, tokens in self.stages(each).items() if key not in had}
+        return sum(new.values())

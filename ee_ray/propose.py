@@ -7,6 +7,7 @@ same search.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ import pandas as pd
 from ee_ray.acquisition import choose
 from ee_ray.choices import alike, effects, first_alike
 from ee_ray.curve import SAME_LEVEL, Curve, fit
-from ee_ray.identity import key_of
+from ee_ray.identity import ListKey
 from ee_ray.kernels import Array, Effect
 from ee_ray.optimum import Optimum, locate, summarise
 from ee_ray.plan import Point, Prices
@@ -62,7 +63,11 @@ def leading(spec: SweepSpec, results: Mapping[Point, float | None]) -> int:
 
 def estimate(spec: SweepSpec, results: Mapping[Point, float | None]) -> Optimum | None:
     """The optimum as the results have it, or None while they hold fewer than three levels."""
-    curve = fitted(spec, tuple(results.items()))
+    return _estimate(spec, tuple(results.items()))
+
+
+def _estimate(spec: SweepSpec, known: Known) -> Optimum | None:
+    curve = fitted(spec, known)
     return summarise(curve, _levels(spec), spec.objective.practical) if curve else None
 
 
@@ -80,80 +85,110 @@ def decide(
 
     prices: tokens that a point must still train.  rounds: of earlier decisions on the same search, if they are known.
     """
-    visited: list[Point] = []
-    batch, spent, rounds = anchors(spec), 0, dict(rounds)
-    while True:
-        before, visited = visited, visited + batch
-        if missing := [point for point in batch if point not in results]:
-            return Decision(missing, visited, None, rounds)
-        spent += _tokens(batch, before, prices)  # once a round, and not as each of its runs ends
-        known = tuple((point, results[point]) for point in visited)
-        key = key_of({"known": [[point.level, point.seed, point.choice, loss] for point, loss in known]})
-        if rounds.get(key) and all(point in results for point in rounds[key]):
-            batch, reason = _within_budget(spec, list(rounds[key]), visited, spent, prices)
-            if not batch:
-                return Decision([], visited, reason, rounds)
-            continue
-        optimum = estimate(spec, dict(known))
+    return Replay(spec, prices, rounds).decide(results)
+
+
+class Replay:
+    """The rounds of one search over results that only ever become more: each finished round is gone through once, however
+    often a decision is asked for. What is kept is no truth of its own: a replay from nothing decides the same."""
+
+    def __init__(self, spec: SweepSpec, prices: Prices, rounds: Rounds = MappingProxyType({})):
+        self._spec, self._prices, self._rounds = spec, prices, dict(rounds)
+        self._visited: list[Point] = []  # of finished rounds
+        self._known: list[tuple[Point, float | None]] = []  # their results
+        self._batch = anchors(spec)  # the current one; none where a round has ended and no other has begun
+        self._key = ListKey("known")
+        self._budget = Budget(spec, prices)
+
+    def __reduce__(self) -> tuple[type["Replay"], tuple[SweepSpec, Prices, Rounds]]:
+        return Replay, (self._spec, self._prices, self._rounds)  # Tune pickles the search; a digest cannot be
+
+    def decide(self, results: Mapping[Point, float | None]) -> Decision:
+        """What `decide` gives. Results that an earlier call had are taken to be the same in this one."""
+        while True:
+            if missing := [point for point in self._batch if point not in results]:
+                return Decision(missing, self._visited + self._batch, None, dict(self._rounds))
+            self._finish(results)
+            self._batch, reason = self._next(results)
+            if not self._batch:
+                return Decision([], list(self._visited), reason, dict(self._rounds))
+
+    def _finish(self, results: Mapping[Point, float | None]) -> None:
+        self._budget.spend(self._batch)
+        self._visited += self._batch
+        for point in self._batch:
+            self._known.append((point, results[point]))
+            self._key.add([point.level, point.seed, point.choice, results[point]])
+        self._batch = []
+
+    def _next(self, results: Mapping[Point, float | None]) -> tuple[list[Point], str]:
+        """The round after those that are finished, or none and why not."""
+        key, spec = self._key.key(), self._spec
+        noted = self._rounds.get(key, ())
+        if noted and all(point in results for point in noted):
+            return self._budget.allows(noted)
+        known = tuple(self._known)
+        optimum = _estimate(spec, known)
         if optimum is None and len(spec.search.anchors) == 2:
-            return Decision(
-                [], visited, f"max_trials {spec.search.max_trials} are spent: frontiers, no lambda*", rounds
-            )
+            return [], f"max_trials {spec.search.max_trials} are spent: frontiers, no lambda*"
         if optimum is None:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
-            return Decision([], visited, f"fewer than three levels of lambda could be trained{short}", rounds)
+            return [], f"fewer than three levels of lambda could be trained{short}"
         if found := enough(spec, optimum):
-            return Decision([], visited, found, rounds)
-        rounds[key] = rounds.get(key) or next_round(spec, known, prices)
-        if not rounds[key]:
-            return Decision([], visited, "every level of the ladder is tried with every seed", rounds)
-        batch, reason = _within_budget(spec, list(rounds[key]), visited, spent, prices)
-        if not batch:
-            return Decision([], visited, reason, rounds)
+            return [], found
+        self._rounds[key] = noted or next_round(spec, known, self._prices)
+        if not self._rounds[key]:
+            return [], "every level of the ladder is tried with every seed"
+        return self._budget.allows(self._rounds[key])
+
+
+class Budget:
+    """What the finished rounds have left of max_trials and max_tokens."""
+
+    def __init__(self, spec: SweepSpec, prices: Prices):
+        self._spec, self._prices = spec, prices
+        self._had, self._tokens = prices.had([]), 0
+        self._runs: Counter[int] = Counter()  # of each seed
+
+    def spend(self, batch: Sequence[Point]) -> None:
+        """A round has ended."""
+        self._tokens += self._prices.together(batch, self._had)
+        self._had.update(*map(self._prices.stages, batch))
+        self._runs.update(point.seed for point in batch)
+
+    def allows(self, batch: Sequence[Point]) -> tuple[list[Point], str]:
+        """As much of a round as is left for it, and which budget ends the search if that is nothing."""
+        search, done = self._spec.search, self._runs.total()
+        if done >= search.max_trials:
+            return [], f"max_trials {search.max_trials} are spent"
+        batch = list(batch[: search.max_trials - done])
+        while (
+            search.max_tokens and batch and self._tokens + self._prices.together(batch, self._had) > search.max_tokens
+        ):
+            batch.pop()
+        if batch and self._runs[batch[-1].seed] + [point.seed for point in batch].count(batch[-1].seed) == 1:
+            batch.pop()  # half of a pair: a seed's first run teaches nothing by itself
+        tokens = f", max_tokens {search.max_tokens:,}" if search.max_tokens else ""
+        return batch, f"the budget leaves no room for another round: max_trials {search.max_trials}{tokens}"
 
 
 def beyond_budget(spec: SweepSpec, prices: Prices) -> str | None:
     """Why `max_tokens` cannot be kept to, if it cannot: the anchors alone, which every answer needs, would exceed it."""
-    need, most = _tokens(anchors(spec), [], prices), spec.search.max_tokens
+    need, most = prices.together(anchors(spec), prices.had([])), spec.search.max_tokens
     if most is None or need <= most:
         return None
     return f"search.max_tokens {most:,} is less than the {need:,} tokens that the anchors train: raise it, or ask for fewer anchors, seeds or tokens"
-
-
-def _tokens(batch: list[Point], before: list[Point], prices: Prices) -> int:
-    return prices.together(batch, before)
-
-
-def _within_budget(
-    spec: SweepSpec, batch: list[Point], visited: list[Point], spent: int, prices: Prices
-) -> tuple[list[Point], str]:
-    """As much of the round as the budgets still allow, and which budget ends the search if that is nothing."""
-    search = spec.search
-    if len(visited) >= search.max_trials:
-        return [], f"max_trials {search.max_trials} are spent"
-    batch = batch[: search.max_trials - len(visited)]
-    while search.max_tokens and batch and spent + _tokens(batch, visited, prices) > search.max_tokens:
-        batch = batch[:-1]
-    seeds = [point.seed for point in visited + batch]
-    if batch and seeds.count(seeds[-1]) == 1:  # half of a pair: a seed's first run teaches nothing by itself
-        batch = batch[:-1]
-    return batch, "the budget leaves no room for another round: " + _budgets(spec)
-
-
-def _budgets(spec: SweepSpec) -> str:
-    tokens = f", max_tokens {spec.search.max_tokens:,}" if spec.search.max_tokens else ""
-    return f"max_trials {spec.search.max_trials}{tokens}"
 
 
 def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     """The runs that teach most for what they cost; none when all have been tried."""
     tried, levels = [point for point, _ in known], spec.search.ladder + 1
     whole = sum(prices.stages(tried[0]).values())
-    same = alike(spec)
-    had = {first_alike(same, point) for point in tried}
+    same, had = alike(spec), prices.had(tried)
+    seen = {first_alike(same, point) for point in tried}
     runs = itertools.product(range(levels), spec.search.seeds, range(len(spec.choices)))
-    left = [point for run in runs if first_alike(same, point := Point(*run)) == point and point not in had]
-    cost = {(p.choice * levels + p.level, p.seed): max(prices(p, tried) / whole, LEAST_COST) for p in left}
+    left = [point for run in runs if first_alike(same, point := Point(*run)) == point and point not in seen]
+    cost = {(p.choice * levels + p.level, p.seed): max(prices(p, had) / whole, LEAST_COST) for p in left}
     curve = fitted(spec, known)
     assert curve is not None
     chosen = choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)

@@ -35,7 +35,7 @@ from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Rounds, decide, estimate
+from ee_ray.propose import Replay, Rounds, estimate
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -100,6 +100,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         self.gpu_seconds = {key: _gpu_seconds(job.spec, record) for key, record in ledger.records.items()}
         self.tokens = {key: record["tokens"] for key, record in ledger.records.items()}
         self.decision = ledger.decision
+        self.replay = Replay(self.spec, self.prices, self.decision.rounds)
         self.noted: Rounds | None = None
         self.names: dict[str, dict[str, str]] = {}  # of the stages of each trial that runs, for people
         self.answer_due, self.answered = 0.0, -1
@@ -248,7 +249,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
             self.tokens[key] = record["tokens"]
         self._describe(trial_id, point, result or {})
         super().on_trial_complete(trial_id, None if failed else result, error=failed)
-        self.decision = decide(self.spec, self.results, self.prices, self.decision.rounds)
+        self.decision = self.replay.decide(self.results)
         if self.noted != self.decision.rounds:
             note(self.spec, self.job.data, self.store, self.prices.found, self.decision.rounds)
             self.noted = self.decision.rounds

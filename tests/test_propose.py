@@ -1,5 +1,7 @@
 """The search is a function of its results: resumed, reordered or cut short, it makes the same choices."""
 
+import pickle
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -8,9 +10,10 @@ from conftest import tiny
 
 from ee_ray.choices import alike, effects
 from ee_ray.forecast import FUTURES, forecast
+from ee_ray.identity import ListKey, key_of
 from ee_ray.ledger import settled
 from ee_ray.plan import Point, Prices, build_trial
-from ee_ray.propose import anchors, decide, estimate, leading
+from ee_ray.propose import Replay, anchors, decide, estimate, leading
 from ee_ray.spec.sweep import SweepSpec
 
 DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
@@ -67,6 +70,63 @@ def test_rounds_that_are_remembered_give_the_search_that_choosing_again_gives():
     anew = decide(spec(), results, prices(spec()))
     again = decide(spec(), results, prices(spec()), anew.rounds)
     assert (again.visited, again.stop) == (anew.visited, stop)
+
+
+@pytest.mark.parametrize(
+    ("search", "lose"),
+    [
+        ({}, ()),
+        ({"max_tokens": 1_200_000, "max_trials": 40}, ()),
+        ({"choices": {"posttrain.learning_rate": [0.001, 0.002]}, "max_trials": 21}, ()),
+        ({"runs_per_round": 3}, (Point(8, 0), Point(16, 1))),
+    ],
+)
+def test_a_replay_that_goes_on_decides_after_each_result_as_one_from_nothing(search, lose):
+    of = spec(**search)
+    results, replay = {}, Replay(of, prices(of))
+    while not (decision := replay.decide(results)).stop:
+        assert decision == decide(of, results, prices(of), decision.rounds)
+        point = decision.outstanding[len(results) % len(decision.outstanding)]
+        results[point] = None if point in lose else loss(point)
+        if len(results) == 9:
+            replay = pickle.loads(pickle.dumps(replay))
+    assert len(results) > 9 and decision == decide(of, results, prices(of), decision.rounds)
+
+
+def test_a_whole_search_goes_through_each_of_its_runs_a_bounded_number_of_times():
+    """Whose rounds are noted, so that nothing is fitted; what is counted is how often a run's stages are asked for."""
+    seeds = list(range(40))
+    of = spec(seeds=seeds, max_trials=1000, max_tokens=10**12)
+    asked: Counter[Point] = Counter()
+
+    class Counting(Prices):
+        def stages(self, point: Point) -> dict[str, int]:
+            asked[point] += 1
+            return super().stages(point)
+
+    later = [[Point(level, seed), Point(level + 1, seed)] for seed in seeds[2:] for level in range(0, 16, 2)]
+    visited, results, rounds = anchors(of), {}, {}
+    for batch in later:
+        results |= {point: loss(point) for point in visited if point not in results}
+        rounds[key_of({"known": [[p.level, p.seed, p.choice, results[p]] for p in visited]})] = batch
+        visited += batch
+    results |= {point: loss(point) for point in visited[:-1]}
+    replay, known = Replay(of, Counting(of, DATA, frozenset()), rounds), dict[Point, float]()
+    for point in visited[:-1]:
+        known[point] = results[point]
+        decision = replay.decide(results if point in later[0] else known)
+    assert decision.visited == visited and decision.outstanding == visited[-1:]
+    assert max(asked.values()) <= 3
+
+
+@pytest.mark.parametrize("length", range(4))
+def test_the_key_of_a_list_that_grows_is_the_key_of_that_list(length):
+    items, grown = [[3, "a", None, 0.1], {"b": 1, "a": [2.5]}, "\u03bb"][:length], ListKey("known")
+    for item in items:
+        grown.add(item)
+    assert grown.key() == key_of({"known": items})
+    with pytest.raises(TypeError):
+        grown.add(float("nan"))
 
 
 def test_what_was_chosen_and_trained_stays_in_the_search_whatever_would_be_chosen_now():
@@ -147,10 +207,11 @@ def test_prices_count_what_is_not_trained_yet():
     of = spec()
     point = Point(4, 0)
     whole = prices(of)(point, [])
-    assert prices(of)(point, [point]) == 0
-    assert prices(of)(Point(4, 1), [point]) == whole
+    assert prices(of)(point, prices(of).had([point])) == 0
+    assert prices(of)(Point(4, 1), prices(of).had([point])) == whole
     pretrain = next(iter(prices(of).stages(point)))
-    assert prices(of, frozenset([pretrain]))(point, []) == whole - prices(of).stages(point)[pretrain]
+    left = prices(of, frozenset([pretrain]))
+    assert left(point, left.had([])) == whole - prices(of).stages(point)[pretrain]
 
 
 def test_levels_whose_pretraining_another_sweep_has_left_are_taken_first():
@@ -240,7 +301,7 @@ def test_where_a_choice_is_a_choice_of_nothing_its_runs_are_one_observation():
     results = {point: with_choices(point) for point in anchors(of)}
     once = {point: value for point, value in results.items() if (point.level, point.choice) != (16, 1)}
     assert estimate(of, results).ci95 == estimate(of, once).ci95
-    assert prices(of)(Point(16, 0, 1), [Point(16, 0, 0)]) == 0
+    assert prices(of)(Point(16, 0, 1), prices(of).had([Point(16, 0, 0)])) == 0
     asked = decide(of, results, prices(of)).outstanding
     assert all(point.choice == 0 for point in asked if point.level == 16)
 

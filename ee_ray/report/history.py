@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ee_ray.identity import key_of
+from ee_ray.identity import ListKey
 from ee_ray.ledger import Ledger
 from ee_ray.optimum import Optimum
 from ee_ray.plan import Point
@@ -26,10 +26,11 @@ def history(spec: SweepSpec, ledger: Ledger) -> list[Round]:
     """The finished rounds of the search, in order."""
     batches = _batches(spec, ledger)
     every = -(-len(batches) // MOST_FITS) or 1
-    found, before = [], list[Point]()
+    found, before, had = [], list[Point](), ledger.prices.had([])
     for number, batch in enumerate(batches):
-        tokens = ledger.prices.together(batch, before)
+        tokens = ledger.prices.together(batch, had)
         before += batch
+        had.update(*map(ledger.prices.stages, batch))
         fits = (len(batches) - 1 - number) % every == 0
         optimum = estimate(spec, {point: ledger.results[point] for point in before}) if fits else None
         found.append(Round(batch, tokens, optimum))
@@ -39,11 +40,12 @@ def history(spec: SweepSpec, ledger: Ledger) -> list[Round]:
 def _batches(spec: SweepSpec, ledger: Ledger) -> list[list[Point]]:
     """Rounds whose results are all there. A round may have been cut by a budget: only what was visited counts."""
     visited, rounds = ledger.decision.visited, ledger.decision.rounds
-    batches, batch, done = [], anchors(spec), 0
+    batches, batch, done, known = [], anchors(spec), 0, ListKey("known")
     while batch and all(point in ledger.results for point in batch):
         batches.append(batch)
         done += len(batch)
-        known = [[point.level, point.seed, point.choice, ledger.results[point]] for point in visited[:done]]
-        chosen = set(rounds.get(key_of({"known": known}), ()))
-        batch = [point for point in visited[done:] if point in chosen]
+        for point in batch:
+            known.add([point.level, point.seed, point.choice, ledger.results[point]])
+        chosen = rounds.get(known.key(), ())
+        batch = [point for point in visited[done : done + len(chosen)] if point in chosen]
     return batches
