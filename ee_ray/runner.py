@@ -32,6 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
+from ee_ray.ending import ending
 from ee_ray.errors import Diverged, Superseded, UserError, Withdrawn, common_cause
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
@@ -120,6 +121,7 @@ def _work(board: ActorHandle[Board], slot: str, store: Store, config: dict[str, 
             if lease:
                 lease.check()
             if rank == 0 and not ray.get(board.progress.remote(key, tokens)):
+                ending.set()
                 raise Withdrawn(key)
 
         try:
