@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from ee_ray.ending import ending
 from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.fold import fold
 
@@ -229,9 +230,11 @@ def _sample(sweep: Any, ledger: Any, log: Any) -> None:
 
 def _catch() -> None:
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
+    ending.set()
     raise KeyboardInterrupt
 
 

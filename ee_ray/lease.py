@@ -16,6 +16,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from ee_ray.store import Store
 
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 30.0  # six beats
+LOOKS = 3  # at claims that vanish between listing and reading
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,19 @@ def _has_ended(machine: str, pid: int) -> bool:
 
 def newest(store: Store, key: str) -> Claim | None:
     """The claim to a stage, if there is one."""
-    entries = {int(entry.name.rpartition(".")[2]): entry for entry in store.claims(key)}
-    if not entries:
-        return None
-    entry = entries[max(entries)]
-    content = store.read_claim(entry.name)
-    if content is None:
-        return newest(store, key)  # released, or taken over meanwhile
+    for _ in range(LOOKS):
+        entries = {int(entry.name.rpartition(".")[2]): entry for entry in store.claims(key)}
+        if not entries:
+            return None
+        entry = entries[max(entries)]
+        content = store.read_claim(entry.name)
+        if content is not None:
+            break  # else released, or taken over meanwhile
     try:
-        said = json.loads(content)
+        said = json.loads(content or "")
         holder, ended = said["holder"], _has_ended(said["machine"], said["pid"])
     except (ValueError, KeyError, TypeError):
-        holder, ended = "", False  # being written
+        holder, ended = "", False  # being written, or a listing that is behind: somebody's, who may be alive
     return Claim(max(entries), holder, entry.age, ended)
 
 
@@ -132,10 +135,11 @@ class Lease:
             raise Superseded(self._key)
 
     def release(self) -> None:
-        """Free the stage, and clear the claims of those who died with it."""
+        """Free the stage, and clear the claims of those who died with it. A store that is away keeps them until they age."""
         self._done.set()
-        found = _claims(self._store, self._key)
-        self._store.delete_claims(name for name, generation in found if generation <= self._generation)
+        with suppress(Unreachable):
+            found = _claims(self._store, self._key)
+            self._store.delete_claims(name for name, generation in found if generation <= self._generation)
 
 
 def _claims(store: Store, key: str) -> list[tuple[str, int]]:

@@ -32,11 +32,14 @@ from botocore.exceptions import (
 )
 
 from ee_ray.disk import Entry
+from ee_ray.ending import ending
 from ee_ray.errors import Unreachable, UserError
 
 PATIENCE = "EE_RAY_PATIENCE_SECONDS"  # in the environment
 PATIENCE_SECONDS = 300.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts
+# Seconds to connect and to read; of a process that is to end, which clears up with a server that answers and no other.
+TIMEOUTS, LAST_TIMEOUTS = (5, 15), (1, 3)
 THREADS = 16
 CHUNK = 1 << 20
 DELETED_AT_ONCE = 1000
@@ -72,15 +75,20 @@ class Objects:
         endpoint = asked.get("endpoint_override")
         if endpoint and "://" not in endpoint:
             endpoint = f"{asked.get('scheme', 'https')}://{endpoint}"
-        config = Config(connect_timeout=5, read_timeout=15, max_pool_connections=2 * THREADS, retries={"total_max_attempts": 2})  # fmt: skip
         try:
-            self._s3 = boto3.client("s3", endpoint_url=endpoint, region_name=asked.get("region"), config=config)
+            self._patient, self._hasty = (
+                _client(endpoint, asked.get("region"), *each) for each in (TIMEOUTS, LAST_TIMEOUTS)
+            )
         except (BotoCoreError, ValueError) as error:
             raise UserError(f"storage {uri}: {error}") from None
         self.identity = f"{self._s3.meta.endpoint_url} {self.bucket}/{self.prefix}"
         self._created: dict[str, tuple[bytes, str]] = {}
         self._is_away = self._has_failed = False
         self._answers_since = -math.inf
+
+    @property
+    def _s3(self) -> Any:
+        return self._hasty if ending.is_set() else self._patient
 
     def steady(self) -> float:
         """For how long, in seconds, the server has not failed to answer: what it did not hear meanwhile was not unsaid."""
@@ -96,7 +104,8 @@ class Objects:
             raise
 
     def _asked(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives, called again for as long as the server is away or busy, but once it has been away too long.
+        """What `call` gives, called again for as long as the server is away or busy, but once it has been away too long or
+        this process is to end.
 
         Raises:
             Unreachable: it was away too long.
@@ -115,12 +124,12 @@ class Objects:
                     raise self._refusal(cause) from None
                 self._has_failed = True
                 waited = time.monotonic() - started
-                if waited + pause > patience:
+                if waited + pause > patience or ending.is_set():
                     self._is_away = True
                     raise Unreachable(f"storage {self.uri}: no answer for {waited:.0f} s: {cause}; what is published is kept, and the same command goes on") from None  # fmt: skip
                 if pause == FIRST_PAUSE:
                     said.warning(f"storage {self.uri}: no answer, asking again for {patience:.0f} s: {cause}")
-                time.sleep(pause * random.uniform(0.5, 1.0))
+                ending.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 if self._has_failed:
@@ -137,8 +146,7 @@ class Objects:
         return UserError(f"storage {self.uri}: {error}")  # no credentials, no such bucket, no permission
 
     def _request(self, verb: str, **named: Any) -> Any:
-        method = getattr(self._s3, verb)
-        return self._ask(lambda: method(Bucket=self.bucket, **named))
+        return self._ask(lambda: getattr(self._s3, verb)(Bucket=self.bucket, **named))
 
     def _key(self, name: str) -> str:
         return self.prefix + name
@@ -262,6 +270,12 @@ class Objects:
         except FileNotFoundError:
             return None
         return found
+
+
+def _client(endpoint: str | None, region: str | None, connect: int, read: int) -> Any:
+    """One attempt a request: `Objects` repeats them itself."""
+    config = Config(connect_timeout=connect, read_timeout=read, max_pool_connections=2 * THREADS, retries={"total_max_attempts": 1})  # fmt: skip
+    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def _date(answer: dict[str, Any]) -> float:

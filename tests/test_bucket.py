@@ -190,6 +190,32 @@ def test_whoever_interrupts_the_waiting_does_not_wait_for_what_is_cleared_up(sto
         s3.relay.open()
 
 
+def test_a_process_that_is_to_end_waits_for_no_server_that_hangs(store, s3, monkeypatch):
+    """Not where it has failed before, nor where a thread is in the middle of waiting; and its claims it leaves to age."""
+
+    def wait() -> None:
+        with pytest.raises(Unreachable):
+            store.published()
+
+    held, waiting = claim(store, STAGE, "a"), threading.Thread(target=wait)
+    monkeypatch.setattr("ee_ray.objects.ending", ended := threading.Event())
+    s3.relay.close()
+    waiting.start()
+    time.sleep(0.5)
+    ended.set()
+    waiting.join(2)
+    s3.relay.open()
+    assert not waiting.is_alive()
+    assert newest(store, STAGE.key).holder == "a", "a server that answers is asked as ever"
+    s3.stop()
+    try:
+        started = time.monotonic()
+        held.release()
+        assert time.monotonic() - started < 10
+    finally:
+        s3.go_on()
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -281,6 +307,23 @@ def test_a_server_that_is_gone_ends_a_run_in_one_message_and_another_host_goes_o
     resumed = [event["step"] for event in place.store.journalled("tiny") if event["event"] == "begun" and event["step"]]
     assert resumed and set(kept) <= set(place.store.published())
     assert place.store.items.entries("work") == [], "states go when their stage is published"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_though_the_server_hangs(in_bucket, s3, tmp_path):
+    """Its state is being uploaded by a thread that would wait for minutes, and its claim is to be given back."""
+    place = Place(tmp_path, in_bucket)
+    place.write(stages__pretrain__tokens=400_000, execution__checkpoint_seconds=0.5)
+    running = run(place, tmp_path / "host")
+    wait_for(lambda: place.store.items.entries("work"), running, seconds=120)
+    s3.stop()
+    try:
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=60)[1]
+    finally:
+        s3.go_on()
+    assert running.returncode == 130 and "the same command continues" in said, said
 
 
 def test_garbage_in_a_bucket_is_shown_with_its_size_and_goes_only_when_told(finished, in_bucket, s3, tmp_path):

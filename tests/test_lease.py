@@ -53,6 +53,18 @@ def test_one_holds_a_stage_until_it_is_released(any_store):
     again.release()
 
 
+def test_a_claim_that_is_listed_and_cannot_be_read_is_somebodys_until_it_is_old(store):
+    """As where a network disk's listing is behind: looking again and again would never end."""
+    (store.root / "leases").mkdir(exist_ok=True)
+    path = store.root / "leases" / f"{STAGE.key}.1"
+    path.symlink_to("nowhere")
+    assert newest(store, STAGE.key).holder == "" and claim(store, STAGE, "a") is None
+    os.utime(path, (0, 0), follow_symlinks=False)
+    held = claim(store, STAGE, "a")
+    assert held and [entry.name for entry in store.claims(STAGE.key)] == [f"{STAGE.key}.2"]
+    held.release()
+
+
 def test_what_was_published_meanwhile_is_said_with_the_lease(any_store):
     publish(any_store)
     held = claim(any_store, STAGE, "a")
