@@ -1,104 +1,130 @@
-"""What the next runs would teach, per token: the expected information about the best level, by simulation.
+"""What the next runs would teach, per token: how much of the doubt about the best level they would take away.
 
-For each candidate run the posterior's own curves say which loss it might return and how that loss would change their
-weights. What is gained is the expected fall in entropy of the answers: which level of the ladder is best, whether the
-best level beats lambda = 0 and lambda = 1, and, among several choices, whether another's best beats the leading one's.
-Dividing by the tokens that must truly be trained makes a run whose
-pretraining is already there cheap, as it is.
+The posterior's own draws say what a run may return, and the best linear predictor from that return says how it would
+narrow the answers: where the least loss is, and which levels, of whichever choice, still may beat the best one. No future
+is simulated, so nothing is noisy but the draws, which are thousands. Dividing by the tokens that must truly be trained
+makes a run whose pretraining is already there cheap, as it is.
 
-A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once. That
-the same run cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
+A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once, and what
+it returns is their difference. That the same run cannot be run twice to any use, for training is deterministic, needs no
+rule: it is no candidate.
 
-Source: Hennig and Schuler, Entropy Search for Information-Efficient Global Optimization, JMLR 13, 2012; the particles
-of the posterior stand in for its approximations.
+Source: linear Bayes, Goldstein and Wooff, Bayes Linear Statistics, 2007, chapter 3; of the designs that it allows, each run
+is the greedy next one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy.special import stdtr
 
 from ee_ray.curve import NOISES, Curve, noise_covariance
-from ee_ray.kernels import Array
+from ee_ray.kernels import JITTER, Array, Indices
 
-PARTICLES = 500  # curves that are weighed
-FANTASIES = 32  # losses that each candidate might return
+DRAWS = 2000  # of the posterior: a share of explained variance is then known to about 1 / 2000
+LEVELS = 33  # of lambda, on which rivals are counted
+# Degrees of freedom of the tail by which a level may still beat the best. The posterior is a mixture of narrow and wide
+# ones: a normal tail would never look for a valley between two anchors, three degrees look for one far too long.
+TAIL = 7.0
 SAME_GAIN = 9  # decimals of the largest gain: closer candidates are equal, and the first of them is taken
-PAIRED_LEVELS = 17  # of a new seed: 136 pairs; a ladder of 256 would make 32,896, and a choice of 23 s
+PAIRED_LEVELS = 17  # of a new seed: 136 pairs; a ladder of 256 would make 32,896
 
 Run = tuple[int, int]  # place, seed; place = choice * (levels of the ladder) + level
 
 
-@dataclass
-class _History:
-    """What one seed has shown: its places, and its losses in every fantasy (FANTASIES, h)."""
+class _Doubt:
+    """Draws of the answers and of what every open run may return, both less what the runs chosen so far would explain.
 
-    places: list[int] = field(default_factory=list)
-    losses: list[Array] = field(default_factory=list)
+    gaps      (C * LEVELS,) posterior mean of how much more each choice loses at each level than the best of all does
+    answers   (DRAWS, C * LEVELS + 1) the same in each draw, and the argmin; centred
+    returns   by seed (DRAWS, places): losses that its runs may return, but for a constant where it has not begun; centred
+    """
+
+    def __init__(self, curve: Curve, ladder: Array, fresh: int | None):
+        pick = np.linspace(0, len(curve.draws) - 1, DRAWS).astype(int)
+        some = np.linspace(0, len(curve.grid) - 1, LEVELS).astype(int)
+        choice, best = np.unravel_index(curve.means.argmin(), curve.means.shape)
+        above = curve.every[pick][:, :, some] - curve.every[pick, choice, best][:, None, None]
+        self.gaps = (curve.means[:, some] - curve.means.min()).ravel()
+        argmin = curve.grid[curve.draws[pick].argmin(axis=1)]
+        self.answers = _centred(np.column_stack([above.reshape(DRAWS, -1), argmin]))
+        self.begun = {int(seed) for seed in curve.seen["seed"]}
+        seeds = [*sorted(self.begun), *([] if fresh is None else [fresh])]
+        expected = curve.every[pick][:, :, curve.at(ladder)].reshape(DRAWS, -1)
+        self.returns = {seed: _centred(_returns(curve, ladder, pick, expected, seed)) for seed in seeds}
+
+    def of(self, runs: tuple[Run, ...]) -> Array:
+        """What is seen of f when these are run: a loss, or of a new seed the difference of two."""
+        first, *second = [self.returns[seed][:, place] for place, seed in runs]
+        return first - second[0] if second else first
+
+    def falls(self, candidates: Sequence[tuple[Run, ...]]) -> Array:
+        """By how much each candidate would lower the doubt (in its logarithm, >= 0)."""
+        seen = np.column_stack([self.of(runs) for runs in candidates])
+        variance = (self.answers**2).mean(axis=0)
+        shared = seen.T @ self.answers / len(seen)
+        explained = shared**2 / np.maximum((seen**2).mean(axis=0), 1e-18)[:, None]
+        return np.asarray(self._left(variance) - self._left(variance - explained))
+
+    def _left(self, variance: Array) -> Array:
+        """Logarithm of: how many rivals there would be if the means stayed where they are, times the sd of the argmin.
+
+        Either alone does worse (docs/decisions.md): the second pays for what is seen far off, the first ends the doubt
+        about levels that are near the best.
+        """
+        sd = np.sqrt(np.maximum(variance, 1e-16))
+        rivals = stdtr(TAIL, -self.gaps / sd[..., :-1]).sum(axis=-1)
+        return np.asarray(np.log(rivals) + np.log(sd[..., -1]))
+
+    def take(self, runs: tuple[Run, ...]) -> None:
+        """These will be run: what they explain is no doubt any more."""
+        seen = self.of(runs)
+        unit = seen / np.sqrt((seen**2).mean())
+        self.answers = self.answers - np.outer(unit, unit @ self.answers / len(unit))
+        self.returns = {
+            seed: losses - np.outer(unit, unit @ losses / len(unit)) for seed, losses in self.returns.items()
+        }
+        if len(runs) == 2:  # from here on the seed's offset is known from its first run
+            place, seed = runs[0]
+            self.returns[seed] = self.returns[seed] - self.returns[seed][:, [place]]
+            self.begun.add(seed)
 
 
-class _Imagined:
-    """FANTASIES futures, each of them with weights over PARTICLES curves; runs that are chosen become part of it."""
+def _centred(draws: Array) -> Array:
+    return np.asarray(draws - draws.mean(axis=0))
 
-    def __init__(self, curve: Curve, ladder: Array):
-        pick = np.linspace(0, len(curve.draws) - 1, PARTICLES).astype(int)
-        at, choices = curve.at(ladder), len(curve.means)
-        every = curve.every[pick][:, :, at]
-        self.curves = every.reshape(PARTICLES, -1)
-        self.sigma, self.kind = curve.sigma[pick], curve.kind[pick]
-        self.noise = np.stack([noise_covariance(kind, np.tile(ladder, choices)) for kind in range(len(NOISES))])
-        self.truth = np.linspace(0, PARTICLES - 1, FANTASIES).astype(int)
-        self.log_weight = np.zeros((FANTASIES, PARTICLES))
-        least, lows = every.min(axis=1), every.min(axis=2)
-        beaten = least[:, [0, -1]] > least[:, [int(curve.mean[at].argmin())]]
-        rival = np.delete(lows < lows[:, [curve.leading]], curve.leading, axis=1)
-        answers = [np.eye(len(ladder))[least.argmin(axis=1)], beaten, ~beaten, rival, ~rival]
-        self.answers = np.concatenate(answers, axis=1).astype(float)
-        self.histories: dict[int, _History] = {}
-        for seed, place, loss in zip(curve.seen["seed"], curve.places(ladder), curve.seen["loss"], strict=True):
-            history = self.histories.setdefault(int(seed), _History())
-            history.places.append(int(place))
-            history.losses.append(np.full(FANTASIES, loss))
 
-    def kriged(self, places: list[int], place: int) -> tuple[Array, Array]:
-        """By kind of noise: weights (N, h) of a seed's residuals in the prediction of its next one, which sum to one
-        since the offset is unknown, and the variance (N,) of that prediction for sigma = 1."""
-        covariance = self.noise[:, places][:, :, places]
-        precision, cross = np.linalg.inv(covariance), self.noise[:, places, place]
-        weights = np.einsum("nij,nj->ni", precision, cross)
-        ones = precision.sum(axis=1)
-        short, total = 1 - weights.sum(axis=1), ones.sum(axis=1)
-        variance = self.noise[:, place, place] - (cross * weights).sum(axis=1) + short**2 / total
-        return weights + ones * (short / total)[:, None], variance
+def _returns(curve: Curve, ladder: Array, pick: Indices, expected: Array, seed: int) -> Array:
+    """(DRAWS, places): what a seed's runs may return, given what it has shown. The offset, of which nothing is known, drops
+    out of a begun seed's by weights that sum to one (ordinary kriging), and is left out of a new one's."""
+    levels = np.tile(ladder, expected.shape[1] // len(ladder))
+    mine = (curve.seen["seed"] == seed).to_numpy()
+    at, losses = curve.places(ladder)[mine], curve.seen["loss"].to_numpy(float)[mine]
+    noise = _noise(curve, ladder, pick, np.random.default_rng([3, seed]))
+    if not len(at):
+        return np.asarray(expected + noise)
+    residual = losses - expected[:, at] - noise[:, at]
+    returns = expected + noise
+    for kind in np.unique(curve.kind[pick]):
+        covariance = noise_covariance(kind, levels)
+        precision = np.linalg.inv(covariance[np.ix_(at, at)])
+        weights, ones = covariance[:, at] @ precision, precision.sum(axis=0)
+        weights += np.outer(1 - weights.sum(axis=1), ones / ones.sum())
+        rows = curve.kind[pick] == kind
+        returns[rows] += residual[rows] @ weights.T
+    return np.asarray(returns)
 
-    def imagine(self, run: Run, log_weight: Array, history: _History) -> tuple[Array, _History]:
-        """Weights after `run`, and its seed's history with the loss that each fantasy gives it."""
-        place, z = run[0], np.random.default_rng([*run]).standard_normal(FANTASIES)
-        if history.places:
-            weights, variance = self.kriged(history.places, place)
-            of = weights[self.kind]  # (PARTICLES, h)
-            expected = self.curves[:, place] - (of * self.curves[:, history.places]).sum(axis=1)
-            mean = np.stack(history.losses, axis=1) @ of.T + expected
-            sd = self.sigma * np.sqrt(variance)[self.kind]
-            told = mean[np.arange(FANTASIES), self.truth] + sd[self.truth] * z
-            log_weight = log_weight - 0.5 * ((told[:, None] - mean) / sd) ** 2 - np.log(sd)
-        else:
-            told = self.curves[self.truth, place] + self.sigma[self.truth] * z
-        return log_weight, _History([*history.places, place], [*history.losses, told])
 
-    def after(self, runs: Iterable[Run]) -> tuple[Array, dict[int, _History]]:
-        log_weight, histories = self.log_weight, dict(self.histories)
-        for run in runs:
-            log_weight, histories[run[1]] = self.imagine(run, log_weight, histories.get(run[1], _History()))
-        return log_weight, histories
-
-    def doubt(self, log_weight: Array) -> float:
-        """Expected entropy of the answers, nats."""
-        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
-        weight /= weight.sum(axis=1, keepdims=True)
-        chances = weight @ self.answers
-        return float(-(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=1).mean())
+def _noise(curve: Curve, ladder: Array, pick: Indices, rng: np.random.Generator) -> Array:
+    """(DRAWS, places): noise of one seed's runs, by the kind and sigma of each draw."""
+    normal = rng.standard_normal((DRAWS, len(curve.means), len(ladder)))
+    noise = np.empty_like(normal)
+    for kind in range(len(NOISES)):
+        rows = curve.kind[pick] == kind
+        lower = np.linalg.cholesky(noise_covariance(kind, ladder) + JITTER * np.eye(len(ladder)))
+        noise[rows] = normal[rows] @ lower.T
+    return np.asarray(curve.sigma[pick, None] * noise.reshape(DRAWS, -1))
 
 
 def choose(
@@ -110,37 +136,32 @@ def choose(
     ladder: the levels of lambda, ascending.  open_runs: those that may still be trained.
     cost: of a run, above 0, in any unit, such as tokens that it must train.
     """
-    imagined = _Imagined(curve, ladder)
-    chosen: list[Run] = []
     left = sorted(open_runs, key=lambda run: (run[1], run[0]))
-    while len(chosen) < count and left:
-        doubt = imagined.doubt(imagined.log_weight)
-        candidates = list(_candidates(left, imagined.histories))
-        if not candidates:
-            break
-        # Few fantasies may call a gain negative, which dividing by a small cost would make much of.
-        falls = [max(doubt - imagined.doubt(imagined.after(runs)[0]), 0.0) for runs in candidates]
-        gains = [fall / sum(map(cost, runs)) for fall, runs in zip(falls, candidates, strict=True)]
+    doubt = _Doubt(curve, ladder, _new_seed(left, {int(seed) for seed in curve.seen["seed"]}))
+    chosen: list[Run] = []
+    while len(chosen) < count and (candidates := list(_candidates(left, doubt.begun, doubt.returns))):
+        gains = doubt.falls(candidates) / [sum(map(cost, runs)) for runs in candidates]
         taken = candidates[int(np.argmax(_rounded(gains)))]
-        imagined.log_weight, imagined.histories = imagined.after(taken)
+        doubt.take(taken)
         chosen += taken
         left = [run for run in left if run not in taken]
     return chosen
 
 
-def _rounded(gains: Sequence[float]) -> Array:
+def _rounded(gains: Array) -> Array:
     """Gains relative to the largest, so that rounding in the last bits decides nothing."""
-    return np.round(np.asarray(gains) / max(max(gains), 1e-300), SAME_GAIN)
+    return np.asarray(np.round(gains / max(gains.max(), 1e-300), SAME_GAIN))
 
 
-def _candidates(left: Sequence[Run], histories: Mapping[int, _History]) -> Iterable[tuple[Run, ...]]:
-    """Single runs of seeds that have begun, and pairs of runs of the first that has not."""
+def _new_seed(left: Sequence[Run], begun: Collection[int]) -> int | None:
+    """The first seed that has not begun and may still do so, with two runs."""
     seeds = [seed for _, seed in left]
-    fresh = [seed for seed in dict.fromkeys(seeds) if seed not in histories and seeds.count(seed) > 1]
-    for run in left:
-        if run[1] in histories:
-            yield (run,)
-    if fresh:
-        runs = [run for run in left if run[1] == fresh[0]]
-        spread = np.unique(np.linspace(0, len(runs) - 1, PAIRED_LEVELS).round().astype(int))
-        yield from combinations([runs[i] for i in spread], 2)
+    return next((seed for seed in seeds if seed not in begun and seeds.count(seed) > 1), None)
+
+
+def _candidates(left: Sequence[Run], begun: Collection[int], known: Collection[int]) -> Iterator[tuple[Run, ...]]:
+    """Single runs of seeds that have begun, and pairs of runs of one of `known` that has not."""
+    yield from ((run,) for run in left if run[1] in begun)
+    runs = [run for run in left if run[1] in known and run[1] not in begun]
+    spread = np.unique(np.linspace(0, max(len(runs) - 1, 0), PAIRED_LEVELS).round().astype(int))
+    yield from combinations([runs[i] for i in spread if runs], 2)

@@ -10,6 +10,7 @@ import ray._raylet
 from ray.exceptions import AuthenticationError
 
 from ee_ray.capacity import BOOTSTRAP, NodeType, Resources, autoscaled
+from ee_ray.ending import stuck
 from ee_ray.errors import UserError
 from ee_ray.liveness import Port, ask
 
@@ -54,7 +55,8 @@ def connected(address: str | None) -> Iterator[str | None]:
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
-        ray.shutdown()
+        if not stuck.is_set():
+            ray.shutdown()
 
 
 def ports() -> list[Port]:

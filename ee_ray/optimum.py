@@ -29,9 +29,10 @@ class Optimum:
     """What a sweep says about the best lambda. Losses in nats.
 
     lambda_star     argmin, over the fine grid, of the posterior mean
-    ci95            shortest interval that holds 95% of the posterior of the argmin and every level that beats
-                    lambda_star with a probability of 5% or more: where the curve is level, its lowest point is decided
-                    by noise, and only the second half of this covers it as often as it says
+    ci95            shortest interval that holds 95% of the posterior of the argmin and every rival: a level that beats
+                    lambda_star with a probability of 5% or more and is in the mean worse than it by less than `practical`
+                    or than the noise of one run. Where the curve is level, its lowest point is decided by noise, and only
+                    with the rivals is it covered as often as the interval says
     p_interior      posterior probability that the minimum lies strictly between 0 and 1
     verdict         see `locate`
     gain_over_0/1   L(0) - L(lambda_star), L(1) - L(lambda_star)
@@ -83,10 +84,11 @@ def summarise(post: Curve, levels: Array, practical: float) -> Optimum:
     argmins = post.grid[post.draws.argmin(axis=1)]
     on_ladder = post.draws[:, post.at(levels)].argmin(axis=1)
     lo, hi = _shortest(argmins)
-    rival = np.mean(post.draws < post.draws[:, [best]], axis=0) >= 1 - SURE
-    rival[best] = True
     lambda_star = float(post.grid[best])
     noise_sd = float(np.median(post.noise(post.grid[[best]])))
+    rival = np.mean(post.draws < post.draws[:, [best]], axis=0) >= 1 - SURE
+    rival &= post.mean - post.mean[best] < max(practical, noise_sd)
+    rival[best] = True
     return Optimum(
         lambda_star=lambda_star,
         ci95=(min(lo, float(post.grid[rival][0])), max(hi, float(post.grid[rival][-1]))),

@@ -32,7 +32,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ee_ray.board import ATTEMPTS, Board, Order
 from ee_ray.capacity import slots_that_fit
 from ee_ray.cluster import NAMESPACE, capacity
-from ee_ray.ending import ending
+from ee_ray.ending import ending, stuck
 from ee_ray.errors import Diverged, Superseded, UserError, Withdrawn, common_cause
 from ee_ray.lease import Lease, any_free, claim_next
 from ee_ray.spec.execution import Execution, Shape
@@ -306,7 +306,8 @@ def running_slots(
     that could train some kind of stage.
 
     When the block ends the slots are waited for: a thread that is still in a call to Ray when Ray shuts down takes the
-    whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`).
+    whole process with it, silently, with exit status 1 (core_worker_process.cc, `EnsureInitialized`). A slot that hangs (in
+    a store that does not answer) keeps Ray from being shut down (ending.py); what is Ray's ends with the process.
     """
     alive = Counter(dict(counts))
     ended = threading.Event()  # a board that dies forgets that it was closed
@@ -340,3 +341,5 @@ def running_slots(
         deadline = monotonic() + END_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            stuck.set()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ee_ray.acquisition import _candidates, choose
+from ee_ray.acquisition import _candidates, _Doubt, choose
 from ee_ray.curve import Curve, fit
 from ee_ray.optimum import summarise
 
@@ -53,10 +53,34 @@ def test_a_new_seed_enters_with_two_levels_for_its_first_alone_teaches_nothing()
 
 def test_a_fine_ladder_makes_no_more_pairs_of_a_new_seed_than_a_coarse_one():
     left = [(level, seed) for seed in (3, 4) for level in range(257)]
-    pairs = list(_candidates(left, {}))
+    pairs = list(_candidates(left, begun=set(), known={3}))
     assert len(pairs) == 17 * 16 // 2
     assert {seed for pair in pairs for _, seed in pair} == {3}
     assert {0, 256} <= {level for pair in pairs for level, _ in pair}
+
+
+def test_a_run_teaches_less_once_one_like_it_is_taken():
+    doubt = _Doubt(seen(ANCHORS), LADDER, fresh=2)
+    near, far = ((5, 0),), ((14, 1),)
+    before = doubt.falls([near, far])
+    doubt.take(((5, 1),))
+    after = doubt.falls([near, far])
+    assert (after >= 0).all() and after[0] < before[0]
+
+
+def test_what_was_run_is_known_and_teaches_nothing():
+    doubt = _Doubt(seen(ANCHORS), LADDER, fresh=2)
+    assert doubt.falls([((8, 0),)])[0] == pytest.approx(0, abs=1e-6)
+    doubt.take(((3, 2), (11, 2)))
+    assert doubt.falls([((3, 2),), ((11, 2),)]) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_seeds_own_offset_is_no_information():
+    """All losses of one seed 5 nats higher: the same runs are chosen."""
+    shifted = seen(ANCHORS).seen.copy()
+    shifted.loc[shifted["seed"] == 1, "loss"] += 5
+    again = fit(shifted, LADDER, PRACTICAL)
+    assert choose(again, LADDER, left(ANCHORS), 4, even) == choose(seen(ANCHORS), LADDER, left(ANCHORS), 4, even)
 
 
 def test_when_all_is_tried_nothing_is_chosen():

@@ -1,6 +1,7 @@
 """A sweep on a Ray cluster whose hosts share nothing but a bucket: each has a mirror of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Place, ray_environment
 from s3 import wait_for
+from test_ray import Run
 
 from ee_ray.objects import PATIENCE
 
@@ -86,3 +88,18 @@ def test_a_bucket_that_is_gone_ends_a_sweep_on_a_cluster_in_one_message(cluster,
         said
     )  # Tune tells trials of its own
     assert place.store.published()
+
+
+def test_ctrl_c_ends_a_sweep_on_ray_with_its_own_status_though_the_server_hangs(in_bucket, s3, tmp_path):
+    """Slots that publish wait for the server and hear of nothing else; to shut Ray down over them would be status 1."""
+    place = Place(tmp_path, in_bucket)
+    spec = place.write(**LONGER)
+    sweep = Run(place, spec, "--storage", place.storage)
+    sweep.wait_for(place.store.published)
+    s3.stop()
+    try:
+        os.kill(sweep.process.pid, signal.SIGINT)
+        assert sweep.process.wait(120) == 130, sweep.log.read_text()
+    finally:
+        s3.go_on()
+    assert "the same command continues" in sweep.log.read_text()

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ee_ray.optimum import Optimum, locate
+from ee_ray.curve import Curve, fit
+from ee_ray.optimum import Optimum, _shortest, locate
 
 LADDER = np.linspace(0, 1, 17)
 ANCHORS = np.linspace(0, 1, 5)
@@ -238,6 +239,30 @@ def test_designs_with_holes_are_welcome():
     assert optimum.verdict == "interior"
     assert optimum.ci95[0] <= 0.4 <= optimum.ci95[1]
     assert optimum.observations == len(table)
+
+
+def argmins(table: pd.DataFrame, practical: float = PRACTICAL) -> tuple[Curve, tuple[float, float]]:
+    curve = fit(table, LADDER, practical)
+    return curve, _shortest(curve.grid[curve.draws.argmin(axis=1)])
+
+
+def test_in_a_clear_valley_the_interval_is_that_of_the_argmin():
+    """Levels there lose more than matters before they are sure to lose."""
+    table = sweep(lambda x: 2 + 2 * (x - 0.4) ** 2)
+    assert find(table).ci95 == argmins(table)[1]
+
+
+@pytest.mark.parametrize("practical", [0.001, 0.01])
+def test_where_a_curve_is_level_the_interval_also_holds_what_may_beat_the_best(practical):
+    """However little is called small: what the noise of a run hides is never ruled out by it."""
+    table = sweep(levelling)
+    optimum, (curve, _) = find(table, practical), argmins(table, practical)
+    best = int(curve.mean.argmin())
+    may_beat = (curve.draws < curve.draws[:, [best]]).mean(axis=0) >= 0.05
+    near = curve.mean - curve.mean[best] < max(practical, optimum.noise_sd)
+    rivals = curve.grid[may_beat & near]
+    assert optimum.ci95[0] <= rivals.min() and rivals.max() <= optimum.ci95[1]
+    assert rivals.min() < argmins(table, practical)[1][0]
 
 
 # What it refuses.
