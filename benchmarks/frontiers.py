@@ -1,20 +1,9 @@
-"""A frontier of several losses: what fitted curves say of it, and where runs lower the doubt about them most. On trial.
+"""Where runs lower the doubt about a frontier of several losses (ee_ray/tradeoff.py) most. On trial.
 
-Each loss has its own fitted curve over the levels, independent given the runs, so that draws of all of them are draws of
-the whole frontier. The answer is every level that lies on it with a probability of MAY or more: one that is left out and
-belongs costs what only it could reach, one too many costs a run that is nearly as good. It may be wrong by two sizes, in nats:
-
-    short   by how much some level is better than the answer's: the least by which all losses of the answer's levels would
-            have to fall so that every level has one of them that is nowhere worse
-    over    by how much a level of the answer is beaten, in all losses at once, by another
-
-Sources: Zitzler, Thiele, Laumanns, Fonseca and da Fonseca, Performance Assessment of Multiobjective Optimizers, IEEE
-Transactions on Evolutionary Computation 7, 2003 (the additive epsilon indicator); Krause, Singh and Guestrin, Near-Optimal
-Sensor Placements in Gaussian Processes, JMLR 9, 2008.
+Source: Krause, Singh and Guestrin, Near-Optimal Sensor Placements in Gaussian Processes, JMLR 9, 2008.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -22,54 +11,11 @@ from truths import Array
 
 from ee_ray.curve import NOISES, Curve, noise_covariance
 
-FRONTS = 1000  # joint draws of all losses
-MAY = 0.2
-SAME = 1e-4  # nats; closer losses are not told apart
 SETTLED = (
     0.2  # weight of a level that surely is, or is not, on the frontier, over that of one of which nothing is known
 )
 
 Run = tuple[int, int]  # level, seed
-
-
-@dataclass(frozen=True)
-class Found:
-    """Of p levels and k losses: posterior means (p, k); probability to lie on the frontier, and whether in the answer, (p,);
-    95% quantiles of `short` and `over`, nats."""
-
-    means: Array
-    chance: Array
-    chosen: Array
-    short: float
-    over: float
-
-
-def on_frontier(losses: Array) -> Array:
-    """(..., p): whether no other of p levels is lower in all losses (..., p, k)."""
-    beaten = np.zeros(losses.shape[:-1], bool)
-    for level in range(losses.shape[-2]):
-        beaten |= (losses[..., [level], :] < losses - SAME).all(axis=-1)
-    return ~beaten
-
-
-def distances(losses: Array, chosen: Array) -> tuple[Array, Array]:
-    """short and over of the chosen levels, of losses (n, p, k), (n,) each."""
-    short, over = np.full(losses.shape[:2], np.inf), np.zeros(len(losses))
-    for level in np.flatnonzero(chosen):
-        worse = losses[:, [level]] - losses
-        short = np.minimum(short, worse.max(axis=-1))
-        over = np.maximum(over, worse.min(axis=-1).max(axis=-1))
-    return short.max(axis=-1).clip(0.0), over
-
-
-def read(curves: Sequence[Curve], ladder: Array) -> Found:
-    rng = np.random.default_rng(2)
-    picked = [curve.draws[rng.permutation(len(curve.draws))[:FRONTS]][:, curve.at(ladder)] for curve in curves]
-    draws, means = np.stack(picked, axis=-1), np.stack([curve.mean[curve.at(ladder)] for curve in curves], axis=-1)
-    chance = on_frontier(draws).mean(axis=0)
-    chosen = chance >= min(MAY, chance.max())
-    short, over = (float(np.quantile(size, 0.95)) for size in distances(draws, chosen))
-    return Found(means, chance, chosen, short, over)
 
 
 class _Doubt:

@@ -4,7 +4,7 @@
 
 A run at a (level, seed) returns both losses. Truths: retained and immediate loss of the paper's Figure 3, compute-matched,
 and two made-up pairs; the paper's also with lambda shifted, so that they turn between the grid's levels. Every run is a pretraining and
-costs the same. All strategies spend the same and are read by the same estimator (frontiers.py):
+costs the same. All strategies spend the same and are read by the same estimator (ee_ray/tradeoff.py):
 
     frontier    the grid below with its first two seeds, then where doubt falls most
     three       the same, from three anchors with two seeds
@@ -16,7 +16,7 @@ costs the same. All strategies spend the same and are read by the same estimator
 Printed by strategy and runs: `missing`, the part of the true frontier's hypervolume that the true losses of the answer lack,
 and `means`, what the frontier of the fitted means lacks; `wrong`, how many of the nine levels are in the answer and not on
 the frontier, or the other way round; `brier`, the squared error of each level's probability to lie on it; `short` and `over`
-(frontiers.py) in thousandths of a nat, the bounds that are to hold them in 95%, and how often they do; `known`, how often both
+(ee_ray/tradeoff.py) in thousandths of a nat, the bounds that are to hold them in 95%, and how often they do; `known`, how often both
 bounds are below PRACTICAL, and `false`, how often that is wrong.
 """
 
@@ -31,8 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import optuna
 import pandas as pd
-from frontiers import Found, distances, on_frontier, spread
-from frontiers import read as read_frontier
+from frontiers import spread
 from rich.progress import track
 from scipy.interpolate import CubicSpline
 from truths import FIGURE_3, PRACTICAL, Array, Lab, Noise, Truth
@@ -41,6 +40,7 @@ import ee_ray.curve
 from ee_ray.acquisition import choose
 from ee_ray.curve import Curve, fit
 from ee_ray.frontier import hypervolume
+from ee_ray.tradeoff import Tradeoff, distances, on_frontier, tradeoff
 
 ee_ray.curve.FINE_STEPS = 8  # nothing is read between the levels of the ladder
 LADDER = np.linspace(0, 1, 9)
@@ -102,7 +102,7 @@ def ours(anchors: list[tuple[int, int]]) -> Callable[[Pair], Iterator[list[Run]]
         while True:
             yield runs
             curves = pair.curves(runs)
-            runs = runs + spread(curves, read_frontier(curves, LADDER).chance, LADDER, left(runs), PER_ROUND)
+            runs = runs + spread(curves, tradeoff(curves, LADDER).chance, LADDER, left(runs), PER_ROUND)
 
     return search
 
@@ -152,13 +152,13 @@ def read(pair: Pair, runs: list[Run]) -> dict[str, float]:
     """What the runs say of the frontier, against the truth."""
     corner, true = tuple(pair.truth.max(axis=0) + 1e-3), on_frontier(pair.truth)
     whole = hypervolume(pair.truth, corner)
-    found = read_frontier(pair.curves(runs), LADDER) if len({level for level, _ in runs}) > 2 else _unread(runs)
-    short, over = (float(size[0]) for size in distances(pair.truth[None], found.chosen))
+    found = tradeoff(pair.curves(runs), LADDER) if len({level for level, _ in runs}) > 2 else _unread(runs)
+    short, over = (float(size[0]) for size in distances(pair.truth[None], found.kept))
     known = max(found.short, found.over) < PRACTICAL
     return {
-        "missing": 100 * (1 - hypervolume(pair.truth[found.chosen], corner) / whole),
+        "missing": 100 * (1 - hypervolume(pair.truth[found.kept], corner) / whole),
         "means": 100 * (1 - hypervolume(pair.truth[on_frontier(found.means)], corner) / whole),
-        "wrong": float((found.chosen != true).sum()),
+        "wrong": float((found.kept != true).sum()),
         "brier": float(((found.chance - true) ** 2).mean()),
         "short": 1000 * short,
         "short95": 1000 * found.short,
@@ -171,10 +171,10 @@ def read(pair: Pair, runs: list[Run]) -> dict[str, float]:
     }
 
 
-def _unread(runs: list[Run]) -> Found:
+def _unread(runs: list[Run]) -> Tradeoff:
     """Under three levels nothing is fitted: the answer is the levels that were run, and it may lack anything."""
     tried = np.isin(np.arange(len(LADDER)), [level for level, _ in runs])
-    return Found(np.where(tried, 0.0, 1.0)[:, None].repeat(2, axis=1), np.full(len(LADDER), 0.5), tried, 1.0, 1.0)
+    return Tradeoff(np.where(tried, 0.0, 1.0)[:, None].repeat(2, axis=1), np.full(len(LADDER), 0.5), tried, 1.0, 1.0)
 
 
 def follow(case: int, number: int) -> list[dict]:

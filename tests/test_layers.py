@@ -14,7 +14,7 @@ LAYERS = [
     "identity", "data.builtin", "data.order", "data.files", "data.digests", "data.hub", "data.sources", "data.tokens",
     "data.shards", "data.workers", "data.pack", "data.build", "data.tokenizer", "data.portable", "plan", "objects", "bucket", "store", "pretrained", "board", "lease", "metrics", "events",
     "model", "interventions", "allocator", "feed", "world", "resume", "meter", "loss", "evaluate", "accelerate", "train", "publish", "stage",
-    "frontier", "compare", "objective", "kernels", "curve", "optimum", "transfer", "acquisition", "choices", "propose", "forecast", "ledger", "importance",
+    "frontier", "compare", "objective", "kernels", "curve", "optimum", "tradeoff", "transfer", "acquisition", "choices", "propose", "forecast", "ledger", "importance",
     "capacity", "sweep", "registered", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
     "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",

@@ -1,15 +1,20 @@
-"""The questions that a sweep's runs answer, each with its observations and its optimum: the objective's first."""
+"""The questions that a sweep's runs answer, each with its observations and its optimum: the objective's first; and the trade-offs."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from ee_ray.curve import SAME_LEVEL, fit
 from ee_ray.ledger import Ledger
 from ee_ray.objective import describe, observed, others
 from ee_ray.optimum import Optimum
 from ee_ray.propose import estimate, estimate_of
 from ee_ray.spec.search import Objective
 from ee_ray.sweep import Sweep
+from ee_ray.tradeoff import Tradeoff, tradeoff
+
+TRADED = (("L_ft", "L_ret"), ("L_ft", "L_ret", "L_pre"))  # the first is the frontier figure's
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +41,17 @@ def answers(sweep: Sweep, ledger: Ledger) -> list[Answer]:
         if len(table):
             found.append(Answer(other, table, estimate_of(sweep.spec, table)))
     return found
+
+
+def tradeoffs(sweep: Sweep, ledger: Ledger) -> dict[tuple[str, ...], Tradeoff]:
+    """The frontiers of TRADED over the levels of the ladder, at the objective's fine-tuning rate and of the choice that
+    leads; none before three levels are finished."""
+    goal, steps, curves = sweep.spec.objective, sweep.spec.search.ladder, {}
+    ladder = np.arange(steps + 1) / steps
+    for loss in TRADED[-1]:
+        alone = goal.model_copy(update={"loss": "weighted", "weights": {loss: 1.0}, "finetune_loss": None})
+        table = observed(alone, ledger.leading_rows)
+        if table["lambda"].nunique() < 3:
+            return {}
+        curves[loss] = fit(table.assign(**{"lambda": table["lambda"].round(SAME_LEVEL)}), ladder, goal.practical)
+    return {losses: tradeoff([curves[loss] for loss in losses], ladder) for losses in TRADED}

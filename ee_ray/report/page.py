@@ -42,7 +42,7 @@ def make_report(sweep: Sweep, ledger: Ledger, live: str | None = None) -> Report
     found = answers(sweep, ledger)
     contrasted = contrast(ledger.rows)
     summary = summarize(sweep, ledger, found, contrasted)
-    tables = compute(sweep, ledger, found, contrasted)
+    tables = compute(sweep, ledger, found, contrasted, summary["tradeoffs"])
     figures = draw(tables, len(sweep.spec.choices), sweep.spec.search.ci_width)
     return Report(
         summary,

@@ -68,7 +68,7 @@ def body(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, 
     """Every section, in order. samples: HTML of texts and what stages make of them."""
     return [
         Part("losses", "Losses", _losses(summary, tables, drawn)),
-        Part("frontier", "Frontier", _frontier(sweep, tables, drawn)),
+        Part("frontier", "Frontier", _frontier(sweep, summary, tables, drawn)),
         Part("matched", "Matched", _matched(summary, drawn)),
         Part("choices", "Choices", _choices(summary)),
         Part("curves", "Training", _curves(tables)),
@@ -104,7 +104,7 @@ def _losses(summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:
     )  # fmt: skip
 
 
-def _frontier(sweep: Sweep, tables: Tables, drawn: list[str]) -> str:
+def _frontier(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:
     if "frontier" not in drawn:
         return ""
     theirs = note(f"Grey: the paper's own checkpoints ({paper.CREDIT}).") if len(tables["paper_checkpoints"]) else ""
@@ -115,6 +115,26 @@ def _frontier(sweep: Sweep, tables: Tables, drawn: list[str]) -> str:
         "<h3>Retained loss against fine-tuning loss</h3>", figure("frontier", "retained loss against fine-tuning loss, Pareto sets and hulls by method"),
         "<h3>Pretraining loss against retained loss</h3>", figure("frontier-pre", "pretraining loss against retained loss, Pareto sets and hulls by method"),
         note(f"Points are means over seeds, each seed's offset taken out; lower left is better. {lines} Squares: unmixed (lambda = 0); the brighter, the larger lambda."), theirs,
+        _tradeoffs(sweep, summary["tradeoffs"]),
+    )  # fmt: skip
+
+
+def _tradeoffs(sweep: Sweep, traded: list[dict[str, Any]]) -> str:
+    """Which levels of lambda may lie on the frontiers, in words and by level."""
+    if not traded:
+        return ""
+    sets = [", ".join(found["losses"]) for found in traded]
+    header = ["lambda", *(f"{part}: {losses}" for losses in sets for part in ("probability", "kept")), *(f"{loss} above its least" for loss in traded[-1]["losses"])]  # fmt: skip
+    rows = [
+        [f"{last['lambda']:.3g}", *(value for level in levels for value in (f"{level['probability']:.2f}", "yes" if level["kept"] else "")), *(last[loss] for loss in traded[-1]["losses"])]
+        for levels in zip(*(found["levels"] for found in traded), strict=True) for last in levels[-1:]
+    ]  # fmt: skip
+    led = ", of the choice that leads" if len(sweep.spec.choices) > 1 else ""
+    return (
+        f"<h3>Which lambda may lie on the frontier, fine-tuned at {sweep.spec.objective.finetune_lr:g}{led}</h3>"
+        + "".join(f"<p>{escape(words.tradeoff(found))}</p>" for found in traded)
+        + note("Of the fitted curves over lambda, at this one fine-tuning rate. Kept are levels that lie on the frontier, where no other is lower in all losses, with a probability of a fifth or more. The doubt about one loss is taken to be independent of that about another, given the runs.")
+        + details("tradeoffs", f"Each level's probability: {words.counted(len(rows), 'level')}", table(header, rows, "levels on the frontier", "scroll"))
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The answer as data: everything that the page draws and that scripts read, from the store alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
 from ee_ray.quote import epochs
-from ee_ray.report.answers import Answer, answers
+from ee_ray.report.answers import Answer, answers, tradeoffs
 from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
+from ee_ray.tradeoff import Tradeoff
 
 LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
 PROJECTIONS = (("L_ft", "L_ret"), ("L_ret", "L_pre"))  # paper, section 4.3
@@ -91,6 +93,22 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
             columns = ["lambda", "choice", "finetune_lr", x, y, "on_hull"]
             found.setdefault(f"{x},{y}", {})[name] = kept[columns].to_dict("records")
     return found
+
+
+def _tradeoffs(traded: Mapping[tuple[str, ...], Tradeoff], steps: int) -> list[dict[str, Any]]:
+    """For each set of losses, every level's probability to lie on their frontier, its losses above their least, and by
+    how much, with 95% probability, a level left out is at most better than the kept (`short` of tradeoff.py); nats."""
+    return [
+        {
+            "losses": list(losses),
+            "short95": round(found.short, 5),
+            "levels": [
+                {"lambda": level / steps, "probability": round(float(chance), 3), "kept": bool(kept), **dict(zip(losses, above.round(5).tolist(), strict=True))}
+                for level, (chance, kept, above) in enumerate(zip(found.chance, found.kept, found.means - found.means.min(axis=0), strict=True))
+            ],
+        }
+        for losses, found in traded.items()
+    ]  # fmt: skip
 
 
 def contrast(rows: pd.DataFrame) -> tuple[pd.DataFrame, Comparison] | None:
@@ -194,6 +212,7 @@ def summarize(
         "epochs": epochs(sweep),
         "trials": rows[COLUMNS].to_dict("records"),
         "frontiers": _frontiers(seed_means(ledger.rows)) if len(ledger.rows) else {},
+        "tradeoffs": _tradeoffs(tradeoffs(sweep, ledger), sweep.spec.search.ladder),
         "comparison": _comparison(contrasted or contrast(ledger.rows)),
         "failures": ledger.failures,
         "provenance": _provenance(sweep, ledger),

@@ -36,6 +36,7 @@ TABLES = {
     "frontiers": "recipes in both projections, by method: whether on the Pareto set, whether on the lower-left hull",
     "bands": "95% band of each method's hull over seeds",
     "gaps": "how much more mixed recipes keep than unmixed ones at the same fine-tuning loss",
+    "tradeoffs": "posterior probability that a level lies on the frontier of several losses at the objective's fine-tuning rate, whether it is kept, its fitted losses above their least, and by how much a level left out is at most better than the kept (95%)",
     "search": "round by round: runs chosen, tokens spent, the interval of lambda* afterwards, and the area (nats^2) of losses (L_ft, L_ret) that some run beats, up to the worst of all",
     "stages": "the stage tree: tokens, who shares a stage, how long it took and where",
     "training": "training curves of all stages",
@@ -64,9 +65,13 @@ def _added(spec: SweepSpec, choice: int) -> str:
 
 
 def compute(
-    sweep: Sweep, ledger: Ledger, found: list[Answer], contrasted: tuple[pd.DataFrame, Comparison] | None
+    sweep: Sweep,
+    ledger: Ledger,
+    found: list[Answer],
+    contrasted: tuple[pd.DataFrame, Comparison] | None,
+    traded: list[dict[str, Any]],
 ) -> Tables:
-    """All of TABLES, from the store alone. found, contrasted: `answers` and `contrast` of the ledger."""
+    """All of TABLES, from the store alone. found, contrasted: `answers` and `contrast` of the ledger; traded: of its summary."""
     rows = ledger.rows.assign(method=methods(sweep.spec, ledger.rows))
     recipes = seed_means(rows) if len(rows) else pd.DataFrame(columns=["lambda", "choice", "finetune_lr", "seeds"])
     recipes = recipes.assign(method=methods(sweep.spec, recipes))
@@ -77,6 +82,7 @@ def compute(
         "frontiers": _frontiers(recipes),
         "bands": _bands(rows),
         "gaps": _gaps(contrasted),
+        "tradeoffs": _tradeoffs(traded),
         "search": _search(sweep.spec, ledger),
         "stages": _stages(sweep, ledger),
         "training": _training(sweep, list(ledger.records)),
@@ -175,6 +181,15 @@ def _gaps(contrasted: tuple[pd.DataFrame, Comparison] | None) -> pd.DataFrame:
     if found.unequal:
         parts.append(found.matched.curve.assign(trials="as many of each"))
     return _joined(parts, ["trials", "x", "gap", "lo", "hi"])
+
+
+def _tradeoffs(traded: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = [
+        {"losses": ",".join(each["losses"]), "short95": each["short95"], **level}
+        for each in traded
+        for level in each["levels"]
+    ]
+    return pd.DataFrame(rows, columns=["losses", "lambda", "probability", "kept", "L_ft", "L_ret", "L_pre", "short95"])  # fmt: skip
 
 
 def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:

@@ -72,6 +72,27 @@ def compared(found: dict[str, Any] | None) -> str:
     return f"{said} The best of more trials is better by chance; with as many of each it is {gain(equal) if equal else 'not known'}."  # fmt: skip
 
 
+def tradeoff(found: dict[str, Any]) -> str:
+    """Which levels may lie on a frontier and what that may be wrong by, of an entry of the summary's `tradeoffs`."""
+    kept, out = (
+        [f"{level['lambda']:.3g}" for level in found["levels"] if level["kept"] == yes] for yes in (True, False)
+    )
+    if len(kept) < 12 and out:
+        which = f"lambda {_listed(kept)}"
+    elif len(out) < 12:
+        which = "every level of lambda" + (f" but {_listed(out)}" if out else "")
+    else:
+        which = f"{len(kept)} levels of lambda between {kept[0]} and {kept[-1]}"
+    said = f"By {_listed(found['losses'])}, {which} may lie on the frontier."
+    if out:
+        said += f" With 95% probability each level left out has one among these that is at most {found['short95']:.3f} nats worse in any of the losses."
+    return said
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def tokens(count: float) -> str:
     """A count in at most four characters and a unit."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
