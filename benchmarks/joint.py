@@ -81,8 +81,13 @@ def chosen(lab: Lab, runs: list[Run], only: int | None = None) -> Iterator[Run]:
         left = [
             run for run in product(range(LEVELS), SEEDS, range(CHOICES)) if lab.first(run) == run and run not in had
         ]
-        price = {(c * LEVELS + level, seed): max(cost((level, seed, c), runs), 0.02) for level, seed, c in left if only in (None, c)}  # fmt: skip
-        for place, seed in choose(lab.fitted(runs), LADDER, list(price), 1, price.__getitem__):
+        places = [(choice * LEVELS + level, seed) for level, seed, choice in left if only in (None, choice)]
+
+        def price(candidate: tuple[tuple[int, int], ...]) -> float:
+            those = [(place % LEVELS, seed, place // LEVELS) for place, seed in candidate]
+            return max(sum(cost(run, runs + those[:n]) for n, run in enumerate(those)), 0.02 * len(those))
+
+        for place, seed in choose(lab.fitted(runs), LADDER, places, 1, price):
             runs.append((place % LEVELS, seed, place // LEVELS))
             yield runs[-1]
 

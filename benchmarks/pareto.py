@@ -114,7 +114,7 @@ def weighted(pair: Pair) -> Iterator[list[Run]]:
         yield runs
         rows = [(LADDER[run[0]], run[1], float(weights @ pair.losses(run)) / weights.sum()) for run in runs]
         curve = fit(pd.DataFrame(rows, columns=["lambda", "seed", "loss"]), LADDER, PRACTICAL)
-        runs = runs + choose(curve, LADDER, left(runs), PER_ROUND, lambda run: 1.0)
+        runs = runs + choose(curve, LADDER, left(runs), PER_ROUND, len)
 
 
 def of_optuna(sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Callable[[Pair], Iterator[list[Run]]]:

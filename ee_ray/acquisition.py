@@ -19,16 +19,16 @@ from itertools import combinations
 import numpy as np
 from scipy.special import stdtr
 
-from ee_ray.curve import NOISES, Curve, noise_covariance
+from ee_ray.curve import NOISES, Curve, noise_covariance, own_sd, smooth_covariance
 from ee_ray.kernels import JITTER, Array, Indices
 
-DRAWS = 2000  # of the posterior: a share of explained variance is then known to about 1 / 2000
+DRAWS = 2000  # of the posterior: a share r of explained variance is then known to 2 sqrt(r) (1 - r) / sqrt(2000)
 LEVELS = 33  # of lambda, on which rivals are counted
 # Degrees of freedom of the tail by which a level may still beat the best. The posterior is a mixture of narrow and wide
 # ones: a normal tail would never look for a valley between two anchors, three degrees look for one far too long.
 TAIL = 7.0
 SAME_GAIN = 9  # decimals of the largest gain: closer candidates are equal, and the first of them is taken
-PAIRED_LEVELS = 17  # of a new seed: 136 pairs; a ladder of 256 would make 32,896
+PAIRED_LEVELS = 17  # of a new seed: 136 pairs for each choice; a ladder of 256 would make 32,896
 
 Run = tuple[int, int]  # place, seed; place = choice * (levels of the ladder) + level
 
@@ -64,7 +64,7 @@ class _Doubt:
         seen = np.column_stack([self.of(runs) for runs in candidates])
         variance = (self.answers**2).mean(axis=0)
         shared = seen.T @ self.answers / len(seen)
-        explained = shared**2 / np.maximum((seen**2).mean(axis=0), 1e-18)[:, None]
+        explained = shared**2 / np.maximum(np.einsum("ij,ij->j", seen, seen) / len(seen), 1e-18)[:, None]
         return np.asarray(self._left(variance) - self._left(variance - explained))
 
     def _left(self, variance: Array) -> Array:
@@ -82,12 +82,11 @@ class _Doubt:
         seen = self.of(runs)
         unit = seen / np.sqrt((seen**2).mean())
         self.answers = self.answers - np.outer(unit, unit @ self.answers / len(unit))
-        self.returns = {
-            seed: losses - np.outer(unit, unit @ losses / len(unit)) for seed, losses in self.returns.items()
-        }
+        for losses in self.returns.values():  # in place: with many choices and seeds they are hundreds of MB
+            losses -= np.outer(unit, unit @ losses / len(unit))
         if len(runs) == 2:  # from here on the seed's offset is known from its first run
             place, seed = runs[0]
-            self.returns[seed] = self.returns[seed] - self.returns[seed][:, [place]]
+            self.returns[seed] -= self.returns[seed][:, [place]]
             self.begun.add(seed)
 
 
@@ -117,30 +116,30 @@ def _returns(curve: Curve, ladder: Array, pick: Indices, expected: Array, seed: 
 
 
 def _noise(curve: Curve, ladder: Array, pick: Indices, rng: np.random.Generator) -> Array:
-    """(DRAWS, places): noise of one seed's runs, by the kind and sigma of each draw."""
-    normal = rng.standard_normal((DRAWS, len(curve.means), len(ladder)))
-    noise = np.empty_like(normal)
-    for kind in range(len(NOISES)):
-        rows = curve.kind[pick] == kind
-        lower = np.linalg.cholesky(noise_covariance(kind, ladder) + JITTER * np.eye(len(ladder)))
-        noise[rows] = normal[rows] @ lower.T
+    """(DRAWS, places): noise of one seed's runs, by the kind and sigma of each draw. Its smooth part is the seed's own, and
+    so the same for all choices."""
+    lower = np.linalg.cholesky(smooth_covariance(ladder) + JITTER * np.eye(len(ladder)))
+    own, smooth = rng.standard_normal((DRAWS, len(curve.means), len(ladder))), rng.standard_normal((DRAWS, len(ladder)))
+    sd = np.stack([own_sd(kind, ladder) for kind in range(len(NOISES))])[curve.kind[pick]]
+    smooth_sd = np.array([smooth for _, _, smooth, _ in NOISES])[curve.kind[pick]]
+    noise = own * sd[:, None] + (smooth_sd[:, None] * (smooth @ lower.T))[:, None]
     return np.asarray(curve.sigma[pick, None] * noise.reshape(DRAWS, -1))
 
 
 def choose(
-    curve: Curve, ladder: Array, open_runs: Sequence[Run], count: int, cost: Callable[[Run], float]
+    curve: Curve, ladder: Array, open_runs: Sequence[Run], count: int, cost: Callable[[tuple[Run, ...]], float]
 ) -> list[Run]:
     """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
     each choice knows of those before it, not of their losses.
 
     ladder: the levels of lambda, ascending.  open_runs: those that may still be trained.
-    cost: of a run, above 0, in any unit, such as tokens that it must train.
+    cost: of one run or of two together, above 0, in any unit, such as tokens that they must train.
     """
     left = sorted(open_runs, key=lambda run: (run[1], run[0]))
     doubt = _Doubt(curve, ladder, _new_seed(left, {int(seed) for seed in curve.seen["seed"]}))
     chosen: list[Run] = []
-    while len(chosen) < count and (candidates := list(_candidates(left, doubt.begun, doubt.returns))):
-        gains = doubt.falls(candidates) / [sum(map(cost, runs)) for runs in candidates]
+    while len(chosen) < count and (candidates := list(_candidates(left, doubt.begun, doubt.returns, len(ladder)))):
+        gains = doubt.falls(candidates) / [cost(runs) for runs in candidates]
         taken = candidates[int(np.argmax(_rounded(gains)))]
         doubt.take(taken)
         chosen += taken
@@ -159,9 +158,16 @@ def _new_seed(left: Sequence[Run], begun: Collection[int]) -> int | None:
     return next((seed for seed in seeds if seed not in begun and seeds.count(seed) > 1), None)
 
 
-def _candidates(left: Sequence[Run], begun: Collection[int], known: Collection[int]) -> Iterator[tuple[Run, ...]]:
-    """Single runs of seeds that have begun, and pairs of runs of one of `known` that has not."""
+def _candidates(
+    left: Sequence[Run], begun: Collection[int], known: Collection[int], levels: int
+) -> Iterator[tuple[Run, ...]]:
+    """Single runs of seeds that have begun, and pairs of runs of one of `known` that has not: two levels of one choice, or
+    one level of two choices, which may share their pretraining."""
     yield from ((run,) for run in left if run[1] in begun)
     runs = [run for run in left if run[1] in known and run[1] not in begun]
-    spread = np.unique(np.linspace(0, max(len(runs) - 1, 0), PAIRED_LEVELS).round().astype(int))
-    yield from combinations([runs[i] for i in spread if runs], 2)
+    open_levels = sorted({place % levels for place, _ in runs})
+    spread = np.unique(np.linspace(0, max(len(open_levels) - 1, 0), PAIRED_LEVELS).round().astype(int))
+    tried = {open_levels[i] for i in spread if open_levels}
+    for one, other in combinations([run for run in runs if run[0] % levels in tried], 2):
+        if one[0] // levels == other[0] // levels or one[0] % levels == other[0] % levels:
+            yield one, other

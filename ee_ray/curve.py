@@ -88,7 +88,7 @@ class Curve:
 
     def noise(self, levels: Array) -> Array:
         """(DRAWS, len(levels)): sd of one run about its seed's shifted f, in each draw."""
-        sd = np.sqrt([_own_sd(kind, levels) ** 2 + smooth**2 for kind, (_, _, smooth, _) in enumerate(NOISES)])
+        sd = np.sqrt([own_sd(kind, levels) ** 2 + smooth**2 for kind, (_, _, smooth, _) in enumerate(NOISES)])
         return np.asarray(self.sigma[:, None] * sd[self.kind])
 
 
@@ -128,12 +128,16 @@ def fit(rows: pd.DataFrame, levels: Array, practical: float, effects: tuple[Effe
 
 def noise_covariance(kind: int, levels: Array) -> Array:
     """(m, m): covariance of one seed's noise at these levels, for sigma = 1."""
-    smooth = NOISES[kind][2]
+    return np.asarray(np.diag(own_sd(kind, levels) ** 2) + NOISES[kind][2] ** 2 * smooth_covariance(levels))
+
+
+def smooth_covariance(levels: Array) -> Array:
+    """(m, m): covariance of the part of a seed's noise that is smooth in lambda, for sd 1."""
     distance = (levels[:, None] - levels[None, :]) / SMOOTH_LENGTH
-    return np.asarray(np.diag(_own_sd(kind, levels) ** 2) + smooth**2 * np.exp(-0.5 * distance**2))
+    return np.asarray(np.exp(-0.5 * distance**2))
 
 
-def _own_sd(kind: int, levels: Array) -> Array:
+def own_sd(kind: int, levels: Array) -> Array:
     """(m,): sd of the part of the noise that is each run's own, for sigma = 1."""
     at_0, at_1, *_ = NOISES[kind]
     return np.asarray(np.exp(np.log(at_0) * (1 - levels) ** NEAR_END + np.log(at_1) * levels**NEAR_END))

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from ee_ray.acquisition import choose
+from ee_ray.acquisition import Run, choose
 from ee_ray.choices import alike, effects, first_alike
 from ee_ray.curve import SAME_LEVEL, Curve, fit
 from ee_ray.identity import ListKey
@@ -188,11 +188,17 @@ def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     seen = {first_alike(same, point) for point in tried}
     runs = itertools.product(range(levels), spec.search.seeds, range(len(spec.choices)))
     left = [point for run in runs if first_alike(same, point := Point(*run)) == point and point not in seen]
-    cost = {(p.choice * levels + p.level, p.seed): max(prices(p, had) / whole, LEAST_COST) for p in left}
     curve = fitted(spec, known)
     assert curve is not None
-    chosen = choose(curve, _levels(spec), list(cost), spec.search.runs_per_round, cost.__getitem__)
-    return [Point(place % levels, seed, place // levels) for place, seed in chosen]
+
+    def point_of(run: Run) -> Point:
+        return Point(run[0] % levels, run[1], run[0] // levels)
+
+    def cost(candidate: tuple[Run, ...]) -> float:
+        return max(prices.together(list(map(point_of, candidate)), had) / whole, LEAST_COST * len(candidate))
+
+    places = [(point.choice * levels + point.level, point.seed) for point in left]
+    return list(map(point_of, choose(curve, _levels(spec), places, spec.search.runs_per_round, cost)))
 
 
 def fitted(spec: SweepSpec, known: Known) -> Curve | None:

@@ -90,7 +90,7 @@ def test_a_replay_that_goes_on_decides_after_each_result_as_one_from_nothing(sea
         results[point] = None if point in lose else loss(point)
         if len(results) == 9:
             replay = pickle.loads(pickle.dumps(replay))
-    assert len(results) > 9 and decision == decide(of, results, prices(of), decision.rounds)
+    assert len(results) > 9 and decision == decide(of, results, prices(of)), "chosen anew, without what was noted"
 
 
 def test_a_whole_search_goes_through_each_of_its_runs_a_bounded_number_of_times():
