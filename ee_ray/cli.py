@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ee_ray.ending import ending
+from ee_ray.ending import ending, stuck
 from ee_ray.errors import ClusterLost, UserError, no_room
 from ee_ray.fold import fold
 
@@ -31,6 +31,17 @@ REPORTS = Path("reports")
 class _Commands(click.Group):
     """The one place where exceptions become messages and exit codes."""
 
+    def main(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().main(*arguments, **named)
+        except SystemExit as end:
+            if stuck or end.code == INTERRUPTED:
+                # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(int(end.code or 0))
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -40,9 +51,7 @@ class _Commands(click.Group):
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo(fold("interrupted; everything published is kept, the same command continues"), err=True)
-            sys.stdout.flush()
-            # Threads that still wait for Ray would end an ordinary exit with another status, and in silence.
-            os._exit(INTERRUPTED)
+            ctx.exit(INTERRUPTED)
         except Exception as error:
             if not (full := no_room(error)):
                 raise

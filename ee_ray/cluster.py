@@ -33,8 +33,9 @@ def connected(address: str | None) -> Iterator[str | None]:
     """A connection to the cluster at `address`, or to one that lives as long as the block; gives Ray's dashboard, if it has one.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, or an earlier run of this process has not ended yet.
     """
+    _end_earlier()
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": NAMESPACE}
     if address:
         host, _, number = address.rpartition(":")
@@ -55,8 +56,21 @@ def connected(address: str | None) -> Iterator[str | None]:
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
-        if not stuck.is_set():
+        if not stuck:
             ray.shutdown()
+
+
+def _end_earlier() -> None:
+    """Shut down what an earlier run of this process, a notebook's, had to leave.
+
+    Raises:
+        UserError: it has not ended yet.
+    """
+    if any(thread.is_alive() for thread in stuck):
+        raise UserError("an earlier run of this process has not ended yet: it waits for a server or a node that does not answer; run this again in some minutes, or start Python anew")  # fmt: skip
+    if stuck:
+        ray.shutdown()
+        stuck.clear()
 
 
 def ports() -> list[Port]:

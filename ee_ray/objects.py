@@ -81,6 +81,8 @@ class Objects:
             )
         except (BotoCoreError, ValueError) as error:
             raise UserError(f"storage {uri}: {error}") from None
+        # A download keeps the client with which it began, and asks for each part up to five times.
+        self._patient.meta.events.register("before-call.s3.GetObject", _refuse_if_ending)
         self.identity = f"{self._s3.meta.endpoint_url} {self.bucket}/{self.prefix}"
         self._created: dict[str, tuple[bytes, str]] = {}
         self._is_away = self._has_failed = False
@@ -276,6 +278,11 @@ def _client(endpoint: str | None, region: str | None, connect: int, read: int) -
     """One attempt a request: `Objects` repeats them itself."""
     config = Config(connect_timeout=connect, read_timeout=read, max_pool_connections=2 * THREADS, retries={"total_max_attempts": 1})  # fmt: skip
     return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def _refuse_if_ending(**_: Any) -> None:
+    if ending.is_set():
+        raise HTTPClientError(error="this process is to end")
 
 
 def _date(answer: dict[str, Any]) -> float:

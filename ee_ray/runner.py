@@ -339,7 +339,8 @@ def running_slots(
     finally:
         ended.set()
         deadline = monotonic() + END_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - monotonic()))
-        if any(thread.is_alive() for thread in threads):
-            stuck.set()
+        try:
+            for thread in threads:
+                thread.join(max(0.0, deadline - monotonic()))
+        finally:  # Ctrl-C once more
+            stuck.extend(thread for thread in threads if thread.is_alive())

@@ -12,7 +12,10 @@ import sys
 import threading
 import time
 from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from conftest import Place, ray_environment
@@ -214,6 +217,43 @@ def test_a_process_that_is_to_end_waits_for_no_server_that_hangs(store, s3, monk
         assert time.monotonic() - started < 10
     finally:
         s3.go_on()
+
+
+class Hanging(BaseHTTPRequestHandler):
+    """Says that an object is there, and never sends it."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "8")
+        self.send_header("ETag", '"a"')
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.asked.put(time.monotonic())
+        self.server.over.wait()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_download_is_not_asked_for_again_by_a_process_that_is_to_end(in_bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("ee_ray.objects.TIMEOUTS", (1, 1))
+    monkeypatch.setattr("ee_ray.objects.ending", ended := threading.Event())
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        server.asked, server.over, server.daemon_threads = SimpleQueue(), threading.Event(), True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        objects = Objects(f"s3://stores/x?endpoint_override=127.0.0.1:{server.server_port}&scheme=http")
+        with ThreadPoolExecutor(1) as pool:
+            download = pool.submit(objects.download, "weights", tmp_path / "weights")
+            started = server.asked.get(timeout=10)
+            ended.set()
+            with pytest.raises(Unreachable):
+                download.result()
+        assert time.monotonic() - started < 2.5 and server.asked.empty(), "one request, one timeout"
+        server.over.set()
+        server.shutdown()
+    assert list(tmp_path.glob("*weights*")) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import botocore.session
@@ -28,6 +29,7 @@ from ee_ray.capacity import (
     slot_counts,
     slots_that_fit,
 )
+from ee_ray.cluster import connected
 from ee_ray.errors import UserError
 from ee_ray.spec.execution import Execution
 
@@ -242,6 +244,32 @@ def test_hosts_of_ones_own_are_known_to_come_and_not_what_they_have(tmp_path):
 def test_node_types_that_cannot_be_read_are_the_users_to_mend(said):
     with pytest.raises(UserError, match=NODE_TYPES):
         autoscaled({NODE_TYPES: said}, None)
+
+
+def test_a_run_is_refused_while_slots_of_an_earlier_one_wait_and_may_begin_when_they_have_ended(monkeypatch):
+    over = threading.Event()
+    left = threading.Thread(target=over.wait)
+    monkeypatch.setattr("ee_ray.cluster.stuck", stuck := [left])
+    left.start()
+    with pytest.raises(UserError, match="has not ended yet"), connected("127.0.0.1:1"):
+        pass
+    over.set()
+    left.join()
+    with pytest.raises(UserError, match="nothing answers there"), connected("127.0.0.1:1"):
+        pass
+    assert stuck == []
+
+
+AS_RAY = "import atexit, os; atexit.register(os._exit, 1)"  # shut down over a thread that still calls it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"), [(["status", "no.yaml"], 2, "error: "), (["completion", "bash"], 0, "_ee_ray")]
+)
+def test_the_exit_status_is_ones_own_though_slots_are_stuck(tmp_path, arguments, status, said):
+    code = f"{AS_RAY}; import threading; from ee_ray import cli; cli.stuck.append(threading.current_thread()); cli.main({arguments})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stdout + done.stderr
 
 
 @pytest.mark.ray
