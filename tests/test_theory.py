@@ -27,7 +27,7 @@ def margins(check, seeds=SEEDS) -> np.ndarray:
     return found[~np.isnan(found)]
 
 
-@given(m=st.floats(0, 3), c=positive, start=st.floats(1e-9, 3), first=positive, second=positive)
+@given(m=st.just(0.0) | st.floats(1e-9, 3), c=positive, start=st.floats(1e-9, 3), first=positive, second=positive)
 def test_flowing_twice_is_flowing_for_the_sum(m, c, start, first, second):
     task, s = one(m, c), np.array([start])
     assert flow(task, flow(task, s, first), second) == pytest.approx(flow(task, s, first + second), rel=1e-9)
