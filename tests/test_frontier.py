@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ee_ray.compare import compare
 from ee_ray.frontier import Points, envelope, frontiers, hull, hypervolume, pareto
+from ee_ray.report import words
 
 PAPER = Path(__file__).resolve().parent.parent / "ee_ray/report/paper_figures"
 READING = 1e-6  # the figures were read to 1e-7
@@ -258,3 +259,19 @@ def test_the_papers_methods_differ_in_trials_and_what_was_gained_survives_matchi
         for method in ("mixed", "unmixed")
     }
     assert known == {("ChemPile", "mixed"): 56, ("ChemPile", "unmixed"): 60, ("FLAN", "mixed"): 57, ("FLAN", "unmixed"): 59}  # fmt: skip
+
+
+def test_the_report_says_which_levels_may_lie_on_the_frontiers_and_what_that_may_be_wrong_by(finished):
+    two, three = finished.summary()["tradeoffs"]
+    assert (two["losses"], three["losses"]) == (["L_ft", "L_ret"], ["L_ft", "L_ret", "L_pre"])
+    table = pd.read_parquet(finished.folder / "reports/tiny/data/tradeoffs.parquet")
+    page = (finished.folder / "reports/tiny/index.html").read_text()
+    for found in (two, three):
+        levels, most = found["levels"], max(level["probability"] for level in found["levels"])
+        assert [level["lambda"] for level in levels] == [step / 4 for step in range(5)]
+        assert [level["kept"] for level in levels] == [level["probability"] >= min(0.2, most) for level in levels]
+        assert all(min(level[loss] for level in levels) == 0 for loss in found["losses"])
+        assert 0 <= found["short95"] < 1
+        mine = table[table["losses"] == ",".join(found["losses"])]
+        assert mine[["lambda", "probability", "kept"]].to_dict("records") == [{name: level[name] for name in ("lambda", "probability", "kept")} for level in levels]  # fmt: skip
+        assert words.tradeoff(found) in page

@@ -9,14 +9,12 @@ import time
 from html.parser import HTMLParser
 
 import optuna
-import pandas as pd
 import pytest
 import ray
 from conftest import CORPORA, Place, ray_environment
 from ray.train.torch import TorchTrainer
 
 from ee_ray.ledger import read_ledger
-from ee_ray.report import words
 from ee_ray.runner import SlotTrainer
 from ee_ray.search import Job, LadderSearch, open_search
 from ee_ray.sweep import open_sweep
@@ -75,22 +73,6 @@ def test_mixed_and_unmixed_are_compared_with_their_numbers_of_trials(finished):
     if found["gap"]:
         assert f"{found['trials']['mixed']} trials against {found['trials']['unmixed']}" in page
     assert found["hypervolume"]["mixed"] >= 0
-
-
-def test_the_report_says_which_levels_may_lie_on_the_frontiers_and_what_that_may_be_wrong_by(finished):
-    two, three = finished.summary()["tradeoffs"]
-    assert (two["losses"], three["losses"]) == (["L_ft", "L_ret"], ["L_ft", "L_ret", "L_pre"])
-    table = pd.read_parquet(finished.folder / "reports/tiny/data/tradeoffs.parquet")
-    page = (finished.folder / "reports/tiny/index.html").read_text()
-    for found in (two, three):
-        levels, most = found["levels"], max(level["probability"] for level in found["levels"])
-        assert [level["lambda"] for level in levels] == [step / 4 for step in range(5)]
-        assert [level["kept"] for level in levels] == [level["probability"] >= min(0.2, most) for level in levels]
-        assert all(min(level[loss] for level in levels) == 0 for loss in found["losses"])
-        assert 0 <= found["short95"] < 1
-        mine = table[table["losses"] == ",".join(found["losses"])]
-        assert mine[["lambda", "probability", "kept"]].to_dict("records") == [{name: level[name] for name in ("lambda", "probability", "kept")} for level in levels]  # fmt: skip
-        assert words.tradeoff(found) in page
 
 
 def test_a_report_is_rebuilt_from_the_store_alone(copy):
