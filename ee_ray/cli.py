@@ -325,6 +325,8 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
     from ee_ray.transfer import predict
 
     sweeps = [_read(spec, storage) for spec in specs]
+    if frontiers := [sweep.path for sweep in sweeps if sweep.spec.objective.losses]:
+        raise UserError(f"{path}: objective.loss is pareto: a frontier has no lambda* to predict" for path in frontiers)
     optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
     if missing := [s.path for s, optimum in zip(sweeps, optima, strict=True) if optimum is None]:
         raise UserError(f"{path}: no result at three levels of lambda yet: ee-ray run {path}" for path in missing)
@@ -367,7 +369,9 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
     told = compared.as_json(sides, gaps)
     page = write_page(sides, gaps, told, out)
     click.echo(
-        json.dumps(told | {"page": str(page)}, indent=1) if as_json else f"{compared.text(told)}\n\npage: {page}"
+        json.dumps(told | {"page": str(page)}, indent=1)
+        if as_json
+        else fold(f"{compared.text(told)}\n\npage: {page}", 3)
     )
 
 
