@@ -5,10 +5,10 @@ narrow the answers: where the least loss is, and which levels, of whichever choi
 is simulated, so nothing is noisy but the draws, which are thousands. Dividing by the tokens that must truly be trained
 makes a run whose pretraining is already there cheap, as it is.
 
-A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once, and what
-it returns is their difference. Where several losses matter, a run returns all of them, and what it teaches is the sum of
-what it teaches about each: a frontier of two reaches from where one is least to where the other is. That the same run cannot be run twice to any use, for training is deterministic, needs no
-rule: it is no candidate.
+A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once, and
+what it returns is their difference. Where several losses matter, a run returns all of them, and what it teaches is the
+sum of what it teaches about each: a frontier of two reaches from where one is least to where the other is. That the
+same run cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
 
 Source: linear Bayes, Goldstein and Wooff, Bayes Linear Statistics, 2007, chapter 3; of the designs that it allows, each run
 is the greedy next one.
@@ -137,7 +137,8 @@ def choose(
     """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
     each choice knows of those before it, not of their losses.
 
-    curves: of each loss that matters, fitted to the same runs.  ladder: the levels of lambda, ascending.  open_runs: those that may still be trained.
+    curves: of each loss that matters, fitted to the same runs.  ladder: the levels of lambda, ascending.
+    open_runs: those that may still be trained.
     cost: of one run or of two together, above 0, in any unit, such as tokens that they must train.
     """
     left = sorted(open_runs, key=lambda run: (run[1], run[0]))

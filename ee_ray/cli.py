@@ -369,9 +369,7 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
     told = compared.as_json(sides, gaps)
     page = write_page(sides, gaps, told, out)
     click.echo(
-        json.dumps(told | {"page": str(page)}, indent=1)
-        if as_json
-        else fold(f"{compared.text(told)}\n\npage: {page}", 3)
+        json.dumps(told | {"page": str(page)}, indent=1) if as_json else f"{compared.text(told)}\n\npage: {page}"
     )
 
 

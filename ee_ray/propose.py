@@ -136,7 +136,8 @@ class Replay:
         if noted and all(point in results for point in noted):
             return self._budget.allows(noted)
         known = tuple(self._known)
-        if (none := not fitted(spec, known)) and len(spec.search.anchors) == 2:
+        none = not fitted(spec, known)
+        if none and len(spec.search.anchors) == 2:
             return [], f"max_trials {spec.search.max_trials} are spent: frontiers, no lambda*"
         if none:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
@@ -218,14 +219,13 @@ def fitted(spec: SweepSpec, known: Known) -> list[Curve]:
 @lru_cache(maxsize=4)  # a round fits its curves once, to judge and to choose; 4 MB each and for each choice
 def _fitted(known: Known, effects: tuple[Effect, ...], steps: int, practical: float) -> list[Curve]:
     told = [(point, loss if isinstance(loss, tuple) else (loss,)) for point, loss in known if loss is not None]
-    rows = pd.DataFrame(
-        [(round(point.level / steps, SAME_LEVEL), point.seed, point.choice) for point, _ in told],
-        columns=["lambda", "seed", "choice"],
-    )
+    places = [(point.level / steps, point.seed, point.choice) for point, _ in told]
+    rows = pd.DataFrame(places, columns=["lambda", "seed", "choice"])
+    rows["lambda"] = rows["lambda"].round(SAME_LEVEL)
     if rows["lambda"].nunique() < 3:
         return []
-    ladder = np.arange(steps + 1) / steps
-    return [fit(rows.assign(loss=loss), ladder, practical, effects) for loss in zip(*(losses for _, losses in told), strict=True)]  # fmt: skip
+    ladder, losses = np.arange(steps + 1) / steps, zip(*(each for _, each in told), strict=True)
+    return [fit(rows.assign(loss=loss), ladder, practical, effects) for loss in losses]
 
 
 def _levels(spec: SweepSpec) -> Array:

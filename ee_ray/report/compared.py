@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,8 @@ def text(told: dict[str, Any]) -> str:
         lines.append(f"{each['letter']:<3}{row}{tokens:>10}{each['trials']:>7}{each['seeds']:>6}")
     goals = {each["objective"] for each in told["sweeps"] if each["lambda"] is not None}
     lines += ["", *(f"gains in nats, of: {goal}" for goal in sorted(goals))]
-    lines += ["", *(f"{each['letter']}  {each['frontier']}" for each in told["sweeps"] if each["frontier"])]
+    for each in told["sweeps"]:
+        lines += ["", *wrap(f"{each['letter']}  {each['frontier']}", 80, subsequent_indent="   ")] if each["frontier"] else []  # fmt: skip
     if told["against_first"]:
         lines += ["", "retained loss at the same fine-tuning loss, below that of a (nats, 95%)"]
     for gap in told["against_first"]:
