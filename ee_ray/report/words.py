@@ -84,16 +84,20 @@ def compared(found: dict[str, Any] | None) -> str:
 
 
 def tradeoff(found: dict[str, Any]) -> str:
-    """Which levels may lie on a frontier and what that may be wrong by, of an entry of the summary's `tradeoffs`."""
+    """Which levels may lie on a frontier and what that may lack, of an entry of the summary's `tradeoffs`."""
+    if all(level["kept"] for level in found["levels"]):
+        return on_frontier(found)
+    return f"{on_frontier(found)} With 95% probability each level left out has one among these that is at most {found['short95']:.3f} nats worse in any of the losses."
+
+
+def on_frontier(found: dict[str, Any]) -> str:
+    """Which levels may lie on it, alone."""
     by_choice = {choice: list(levels) for choice, levels in groupby(found["levels"], key=lambda level: level["choice"])}
     which = [
         _levels(levels) + f" with choice {choice}" * (len(by_choice) > 1)
         for choice, levels in by_choice.items() if any(level["kept"] for level in levels)
     ]  # fmt: skip
-    said = f"By {_listed(found['losses'])}, {_listed(which)} may lie on the frontier."
-    if not all(level["kept"] for level in found["levels"]):
-        said += f" With 95% probability each level left out has one among these that is at most {found['short95']:.3f} nats worse in any of the losses."
-    return said
+    return f"By {_listed(found['losses'])}, {_listed(which)} may lie on the frontier."
 
 
 def _levels(levels: list[dict[str, Any]]) -> str:
