@@ -56,9 +56,10 @@ def head(sweep: Sweep, summary: dict[str, Any], drawn: list[str]) -> str:
     parts = [f'<ul class="tiles">{boxes}</ul>']
     if "tradeoff" in drawn:
         losses = sweep.spec.objective.losses or []
+        of_all = f" of all {len(losses)} losses" if len(losses) > 2 else ""
         parts += [
             figure("tradeoff", f"{' against '.join(losses[:2])} of every level, on the frontier or not"),
-            note(f"Fitted losses of every level{' and choice' * (len(sweep.spec.choices) > 1)}, fine-tuned at {sweep.spec.objective.finetune_lr:g}; lower left is better. The larger a point, the more probably it lies on the frontier{' of all ' + str(len(losses)) + ' losses' * (len(losses) > 2)}; filled: with a fifth or more."),
+            note(f"Fitted losses of every level{' and choice' * (len(sweep.spec.choices) > 1)}, fine-tuned at {sweep.spec.objective.finetune_lr:g}; lower left is better. The larger a point, the more probably it lies on the frontier{of_all}; filled: with a fifth or more."),
         ]  # fmt: skip
     if "optimum" in drawn:
         parts += [

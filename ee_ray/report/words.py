@@ -42,7 +42,7 @@ def advice_on(found: dict[str, Any], practical: float) -> str:
         return f"The runs do not say yet, to {practical:g} nats, which lambda lie on the frontier."
     if len(kept) == 1:
         return f"Mix about {kept[0]:.0%} of D_post into pretraining: it is best by {_listed(found['losses'])} alike."
-    return f"Choose lambda, between {kept[0]:.3g} and {kept[-1]:.3g}, by what each loss is worth to you: what is gained in one is paid in another."
+    return f"Choose lambda, between {kept[0]:.3g} and {kept[-1]:.3g}, by what each loss is worth to you: none of the levels named is beaten in all of them by more than {practical:g} nats."
 
 
 def counted(number: int, thing: str) -> str:
