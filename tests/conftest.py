@@ -30,6 +30,7 @@ settings.register_profile("ee_ray", deadline=None)  # machines that others use t
 settings.load_profile("ee_ray")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes that test (make test), one starts all clusters, one after another, and first; a file's tests share
     what is set up for them, and so a process."""
