@@ -1,7 +1,7 @@
 """The command line. One boundary: the user's mistakes print clean and exit 2, bugs keep their traceback.
 
-Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, or the cluster or the room on the store's disk was lost: the
-rest is kept; 130 interrupted.
+Exit codes: 0 done; 1 `verify` found what does not match; 2 the input is wrong; 3 some stages failed, or the cluster or the
+room on the store's disk was lost: the rest is kept; 130 interrupted.
 """
 
 import json
@@ -251,7 +251,8 @@ def _finish(
     sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False,
     browser: str | None = None,
 ) -> None:  # fmt: skip
-    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts;
+    """Write the report, tell the verdict, and exit 3 if stages failed, or if a run (`seconds` long) left some to train that
+    no budget forbade. `as_json` prints the summary, for scripts;
     `browser` draws images."""
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
@@ -271,7 +272,10 @@ def _finish(
     if drawn:
         log.tell(f"images: {folder / 'images'}, {len(drawn)} files")
     _tell_failures(sweep, ledger, log)
-    if ledger.failures or (ledger.decision.outstanding and not stopped):
+    left = (
+        ledger.decision.outstanding and not stopped and seconds is not None
+    )  # whoever only reads may come in the middle
+    if ledger.failures or left:
         sys.exit(FAILED)
 
 
@@ -372,19 +376,25 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
 
 
 @_sweep_command
-@click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends.")
+@click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends, or nobody runs it.")
 @_json
 def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     """Say how far SPEC is, from the store alone."""
+    from ee_ray import progress
     from ee_ray.ledger import read_ledger
     from ee_ray.told import state, status_text
 
-    sweep = _read(spec, storage)
+    sweep, heard = _read(spec, storage), time.monotonic()
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
         click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
+            return
+        if progress.running(sweep.store, sweep.spec.name):
+            heard = time.monotonic()
+        elif time.monotonic() - heard >= progress.RUNNING_SECONDS:  # a run that begins has nothing to say for a while
+            click.echo(fold(f"nobody runs it: ee-ray run {spec} begins it, or goes on with it"), err=True)
             return
         time.sleep(2)
 
@@ -447,7 +457,8 @@ def dashboard(spec: str, storage: str, host: str, port: int) -> None:
     from ee_ray.dashboard import serve
 
     _catch()
-    serve(_read(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
+    ready, say = (lambda address: click.echo(f"{address} (Ctrl-C ends it)")), partial(click.echo, err=True)
+    serve(_read(spec, storage), host, port, ready, say)
 
 
 @_sweep_command
