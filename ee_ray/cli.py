@@ -283,9 +283,10 @@ def _finish(
 
 
 def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
+    from ee_ray.told import failure_text
+
     for key, evidence in ledger.failures.items():
-        where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
-        log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
+        log.alarm(failure_text(key, evidence))
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
         log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
@@ -301,7 +302,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
 
     from ee_ray.ledger import read_ledger
     from ee_ray.log import keeping
-    from ee_ray.propose import anchors
+    from ee_ray.propose import anchors, estimate
     from ee_ray.report.precision import precision, precision_text
     from ee_ray.sweep import open_sweep
 
@@ -309,12 +310,16 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
     with keeping(sweep.store, sweep.spec.name) as log:
-        _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
+        trained, stopped = _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)  # fmt: skip
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
+        if missing := len(trained.decision.outstanding):
+            log.alarm(f"{missing} of {search.max_trials} anchors are not trained{f': {stopped}' if stopped else ''}; the same command goes on")  # fmt: skip
+    if missing and estimate(sweep.spec, ledger.results) is None:
+        sys.exit(FAILED)
     found = precision(sweep, ledger)
     click.echo(json.dumps(found, indent=1) if as_json else fold(precision_text(found)))
-    if ledger.failures:
+    if ledger.failures or missing:
         sys.exit(FAILED)
 
 
