@@ -334,9 +334,11 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
 
     from ee_ray.ledger import read_ledger
     from ee_ray.propose import estimate
-    from ee_ray.transfer import predict
+    from ee_ray.transfer import predict, unlike
 
     sweeps = [_read(spec, storage) for spec in specs]
+    if differing := [f"{s.path}: {line}" for s in sweeps for line in unlike(sweeps[0].spec, s.spec)]:
+        raise UserError(differing)
     if frontiers := [sweep.path for sweep in sweeps if sweep.spec.objective.losses]:
         raise UserError(f"{path}: objective.loss is pareto: a frontier has no lambda* to predict" for path in frontiers)
     optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
@@ -506,8 +508,9 @@ def gc(storage: str, delete: bool, as_json: bool) -> None:
 @_json
 def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what stage KEY is, or what differs between two."""
+    from ee_ray.identity import differences
     from ee_ray.store import Store
-    from ee_ray.verify import differences, find_key
+    from ee_ray.verify import find_key
 
     if len(keys) > 2:
         raise UserError(f"explain takes one key or two, got {len(keys)}")
