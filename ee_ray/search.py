@@ -33,7 +33,7 @@ from ee_ray.cluster import NAMESPACE, ON_HEAD, call_process
 from ee_ray.disk import drop_torn_line, is_ended
 from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
-from ee_ray.ledger import Ledger, note, settled, trial_rows
+from ee_ray.ledger import Ledger, failure_of, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import Replay, Rounds, estimate
 from ee_ray.spec.sweep import SweepSpec
@@ -283,11 +283,13 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
 
 
 def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a finished trial tells Tune: losses at the objective's rate, NaN if that stage failed."""
+    """What a finished trial tells Tune: losses at the objective's rate, NaN if that stage failed. What failed here and was
+    published by another run meanwhile has not failed: its publication took the evidence away, and none may follow."""
     store = Store(job.storage)
+    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
+    failures = {key: evidence for key, evidence in failures.items() if key not in records}
     for key, evidence in failures.items():
         store.fail(key, {"kind": distinct([trial])[key].kind, **evidence})
-    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
     rows = trial_rows(job.spec, trial, records)
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
@@ -295,8 +297,12 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     return {METRIC: math.nan if value is None else value, **told, "failed_stages": len(failures), "settled": done}
 
 
-def _published(store: Store, trial: Trial) -> list[str]:
-    return [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
+def asked(job: Job, trial: Trial) -> tuple[list[Order], list[str], dict[str, dict[str, Any]]]:
+    """What a board is told of a trial: its orders, which of them are published, and which have diverged in some run."""
+    store = Store(job.storage)
+    published = [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
+    failures = failure_of(store, trial, store.failed())
+    return job.orders(trial), published, {key: each for key, each in failures.items() if each.get("diverged")}
 
 
 def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
@@ -322,7 +328,7 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[
     began = time.monotonic()
     while True:
         if len(states) < len(keys):  # at first, and when the board has died and is empty again
-            ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+            ray.get(board.submit.remote(*asked(job, trial)))
         states = ray.get(board.states.remote(keys))
         running = {stages[key].kind for key, state in states.items() if state == "running"}
         call_process(f"{name} {'+'.join(sorted(running)) or 'waiting'}")
@@ -384,7 +390,7 @@ def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -
     while isinstance(config := search.suggest(str(number)), dict):
         trial = job.trial(config)
         keys = list(distinct([trial]))
-        board.submit(job.orders(trial), _published(Store(job.storage), trial))
+        board.submit(*asked(job, trial))
         work()
         states = board.states(keys)
         failures = {key: board.evidence(key) or {} for key, state in states.items() if state == "failed"}

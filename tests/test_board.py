@@ -15,8 +15,8 @@ DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
 SPEC = SweepSpec.model_validate(tiny())
 
 
-def orders(*points: Point) -> list[Order]:
-    trials = [build_trial(SPEC, DATA, point) for point in points]
+def orders(*points: Point, of: SweepSpec = SPEC) -> list[Order]:
+    trials = [build_trial(of, DATA, point) for point in points]
     return [Order(stage, "tiny", None, 300.0) for stage in distinct(trials).values()]
 
 
@@ -101,6 +101,34 @@ def test_a_failed_stage_may_be_asked_for_again():
     board.fail(board.take("a").stage.key, {"error": "disk full", "diverged": False})
     board.submit(orders(Point(2, 0)), [])
     assert board.take("a").stage.kind == "pretrain"
+
+
+def test_a_stage_that_diverged_is_tried_again_for_no_trial_and_nothing_waits_for_it():
+    """Two choices of post-training share pretraining, which diverges: in this run, or did in an earlier one."""
+    spec = SweepSpec.model_validate(
+        tiny(search__choices={"posttrain.learning_rate": [0.001, 0.002]}, search__max_trials=12)
+    )
+    first, second = (orders(Point(2, 0, choice), of=spec) for choice in (0, 1))
+    shared, diverged = first[0].stage.key, {"error": "gradient norm nan", "diverged": True}
+    assert shared == second[0].stage.key and first[1].stage.key != second[1].stage.key
+    now, earlier = Board(), Board()
+    now.submit(first, [])
+    now.fail(now.take("a").stage.key, diverged)
+    for board, known in ((now, {}), (earlier, {shared: diverged})):
+        board.submit(second, [], known)
+        assert board.is_settled() and board.take("a") is None
+        assert set(board.states(order.stage.key for order in second).values()) == {"failed"}
+        assert board.evidence(shared) == diverged
+    assert now.snapshot()["counts"]["failed"] == len({order.stage.key for order in first + second})
+
+
+def test_what_failed_here_and_was_published_elsewhere_is_done():
+    board = asked(Point(2, 0))
+    first = board.take("a").stage.key
+    board.fail(first, {"error": "gradient norm nan", "diverged": True})
+    board.submit(orders(Point(2, 0)), published=[first])
+    assert board.take("a").stage.kind == "posttrain"
+    assert board.snapshot()["counts"] == {"waiting": 2, "running": 1, "done": 1, "failed": 0}
 
 
 def test_a_board_that_has_forgotten_all_takes_what_slots_say_and_says_what_it_does_not_know():

@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 import optuna
 import pytest
 import ray
-from conftest import CORPORA, Place, ray_environment
+from conftest import CORPORA, Place, ray_environment, tiny
 from ray.train.torch import TorchTrainer
 
 from ee_ray.ledger import read_ledger
 from ee_ray.runner import SlotTrainer
-from ee_ray.search import Job, LadderSearch, open_search
+from ee_ray.search import Job, LadderSearch, _report, asked, open_search
+from ee_ray.spec.sweep import SweepSpec
+from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
 
 
@@ -166,6 +168,29 @@ def test_stages_that_diverge_are_recorded_with_their_evidence_and_never_tried_ag
     assert "fewer than three levels" in done.stdout and place.summary()["optimum"] is None
     again = place.ee_ray("run", spec, "--local", status=3)
     assert "nothing to train" in again.stderr
+
+
+def test_a_board_is_told_what_diverged_in_earlier_runs_and_not_what_may_succeed_now(tmp_path):
+    store = Store(tmp_path / "store")
+    store.create()
+    job = Job(SweepSpec.model_validate(tiny()), dict.fromkeys(("pre", "post", "ft"), "a" * 16), store.place)
+    trial = job.trial({"level": 2, "seed": 0})
+    store.fail(trial.pretrain.key, {"error": "gradient norm nan", "diverged": True})
+    store.fail(trial.upstream.key, {"error": "killed", "diverged": False})
+    told, published, diverged = asked(job, trial)
+    assert [order.stage.key for order in told] == [stage.key for stage in trial.stages]
+    assert not published and set(diverged) == {trial.pretrain.key}
+
+
+def test_a_stage_that_is_published_has_not_failed_however_late_its_evidence_comes(copy):
+    """One run tries in vain, another publishes meanwhile."""
+    sweep = open_sweep(copy.folder / "tiny.yaml", copy.store.place)
+    job = Job(sweep.spec, sweep.data, copy.store.place)
+    trial, late = job.trial({"level": 2, "seed": 0}), {"error": "killed", "diverged": False}
+    told = _report(job, trial, {trial.upstream.key: late})
+    assert told["settled"] and told["failed_stages"] == 0 and not copy.store.failed()
+    copy.store.fail(trial.upstream.key, late)  # as stores have it from before
+    assert not read_ledger(sweep.spec, sweep.data, copy.store).failures
 
 
 def test_a_stage_that_fails_for_want_of_something_is_tried_again_by_the_next_run(tmp_path, finished):
