@@ -72,6 +72,7 @@ class Board:
         self._closed: str | Exception | None = None
         self._withdrawn = False
         self._trained_tokens = 0
+        self._advances = 0
         self._started = time.monotonic()
         self._began: float | None = None
 
@@ -102,8 +103,7 @@ class Board:
             return None
         for entry in list(self._open.values()):
             if entry.state == "running" and entry.slot == slot:
-                if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
-                    entry.reached, entry.attempts = entry.tokens, 0
+                self._reach(entry)
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order
@@ -121,6 +121,12 @@ class Board:
         entry.state, entry.slot, entry.attempts = "running", slot, entry.attempts + 1
         self._began = self._began or now
         return entry.order
+
+    def _reach(self, entry: _Entry) -> None:
+        """An attempt has ended: did it go on from the saved state, and further than those before?"""
+        if entry.tokens > entry.reached:
+            entry.reached, entry.attempts = entry.tokens, 0
+            self._advances += 1
 
     def _ready(self, kinds: Collection[Kind]) -> list[_Entry]:
         waiting = (e for e in self._open.values() if e.state == "waiting" and e.order.stage.kind in kinds)
@@ -171,7 +177,12 @@ class Board:
             self._trained_tokens += entry.tokens
         self._last[slot] = key
 
+    def advances(self) -> int:
+        """Stages that were done, and attempts that died further on than those before: grows while a sweep gets on."""
+        return self._advances
+
     def _done(self, entry: _Entry) -> None:
+        self._advances += 1
         entry.tokens = entry.order.stage.identity.tokens
         self._settle(entry, "done")
 
@@ -212,6 +223,7 @@ class Board:
         """The slot is gone: what it held may be taken by another."""
         for entry in self._open.values():
             if entry.state == "running" and entry.slot == slot:
+                self._reach(entry)
                 entry.state, entry.slot = "waiting", ""
 
     def close(self, reason: str | Exception, withdraw: bool = False) -> None:

@@ -80,6 +80,25 @@ def test_a_stage_that_gets_further_each_time_is_not_given_up():
     assert board.take("a") is None
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 7))
+def test_a_slot_has_got_on_if_any_of_its_attempts_died_further_on_than_those_before_or_ended_a_stage(reached, ends):
+    """Each attempt reports how far it is and dies; after some of them Train ends the fit and the slot is gone."""
+    board = asked(Point(2, 0))
+    best = 0
+    for number, tokens in enumerate(reached):
+        before = board.advances()
+        if (order := board.take("a")) is None:
+            return  # given up: as often as that without getting further
+        board.progress(order.stage.key, tokens)
+        board.release("a") if number == ends else board.take("a")
+        assert (board.advances() > before) == (tokens > best)
+        best = max(best, tokens)
+    before = board.advances()
+    if order := board.take("b") or board.take("a"):
+        board.done("a", order.stage.key)
+        assert board.advances() > before
+
+
 def test_what_a_lost_slot_held_goes_to_another():
     board = asked(Point(2, 0))
     key = board.take("a").stage.key
