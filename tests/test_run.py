@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import time
 from html.parser import HTMLParser
 
 import optuna
+import pandas as pd
 import pytest
 import ray
 from conftest import CORPORA, Place, ray_environment, tiny
 from ray.train.torch import TorchTrainer
 
 from ee_ray.ledger import read_ledger
+from ee_ray.report.sections import _cost
 from ee_ray.runner import SlotTrainer
 from ee_ray.search import Job, LadderSearch, _report, asked, open_search
 from ee_ray.spec.sweep import SweepSpec
@@ -259,6 +262,15 @@ def test_gpu_hours_are_counted_once_a_stage_and_only_for_the_sweep_that_trained_
     assert search(trained * 1.01).overrun() is None
     assert "max_gpu_hours" in search(trained * 0.99).overrun()
     assert search(trained * 0.01, name="other").overrun() is None
+
+
+def test_device_hours_count_every_device_of_every_worker(write, tmp_path):
+    of_one = {"workers": 1, "gpus_per_worker": 0.25}
+    sweep = open_sweep(write(execution={"workers": 2, "gpus_per_worker": 2.0, "finetune": of_one}), tmp_path / "store")
+    hour = {"setup_s": 9.0, "train_s": 3000.0, "evaluate_s": 600.0, "tokens": 1, "bytes": 1, "state": "published"}
+    stages = [("pretrain", "H100", 2), ("finetune", "H100", 1), ("pretrain", "cpu", 2)]
+    table = pd.DataFrame([{**hour, "kind": kind, "device": device, "workers": count} for kind, device, count in stages])
+    assert re.findall(r"<td[^>]*>([\d.]+)</td><td>1 bytes", _cost(sweep, {"stages": table})) == ["4.0000", "0.2500", "2.0000"]  # fmt: skip
 
 
 def test_a_slot_starts_no_process_for_data_sets_and_all_else_that_ray_train_starts():
