@@ -250,7 +250,7 @@ def _cost(sweep: Sweep, tables: Tables) -> str:
     gpus = {str(of): sweep.spec.execution.shape(of).gpus_per_worker for of in get_args(Kind)}
     for (kind, device), mine in done.groupby(["kind", "device"], sort=False):
         busy = (mine["train_s"] + mine["evaluate_s"]).sum()
-        each = gpus[str(kind)] if device != "cpu" else 1  # devices of a worker
+        each = (gpus[str(kind)] or 1) if device != "cpu" else 1  # devices of a worker
         hours = (mine[["train_s", "evaluate_s"]].sum(axis=1) * mine["workers"]).sum() * each / 3600
         rows.append([KINDS[str(kind)], str(device), len(mine), words.duration(mine["setup_s"].sum()), words.duration(mine["train_s"].sum()), words.duration(mine["evaluate_s"].sum()),
                      int(mine["tokens"].sum() / max(busy, 1e-9)), float(hours), words.bytes_(mine["bytes"].sum())])  # fmt: skip
