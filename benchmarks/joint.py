@@ -87,7 +87,7 @@ def chosen(lab: Lab, runs: list[Run], only: int | None = None) -> Iterator[Run]:
             those = [(place % LEVELS, seed, place // LEVELS) for place, seed in candidate]
             return max(sum(cost(run, runs + those[:n]) for n, run in enumerate(those)), 0.02 * len(those))
 
-        for place, seed in choose(lab.fitted(runs), LADDER, places, 1, price):
+        for place, seed in choose([lab.fitted(runs)], LADDER, places, 1, price):
             runs.append((place % LEVELS, seed, place // LEVELS))
             yield runs[-1]
 

@@ -38,7 +38,7 @@ def ours(lab: Lab) -> Iterator[tuple[int, int]]:
     while True:
         curve = fit(lab.table(runs), LADDER, PRACTICAL)
         left = [run for run in product(range(17), SEEDS) if run not in runs]
-        chosen = choose(curve, LADDER, left, 2, len)
+        chosen = choose([curve], LADDER, left, 2, len)
         yield from chosen
         runs += chosen
 

@@ -42,7 +42,7 @@ def search(case: int, noise: int, number: int) -> dict:
         if certain or len(runs) >= MOST:
             break
         left = [run for run in product(range(17), range(8)) if run not in runs]
-        runs += choose(curve, LADDER, left, 2, len)
+        runs += choose([curve], LADDER, left, 2, len)
     return {"truth": truth.name, "noise": NOISES[noise].name, "runs": len(runs), "certain": certain, "width": width,
             "covered": truth.covered(found.ci95), "verdict": found.verdict}  # fmt: skip
 

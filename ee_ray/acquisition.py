@@ -5,9 +5,10 @@ narrow the answers: where the least loss is, and which levels, of whichever choi
 is simulated, so nothing is noisy but the draws, which are thousands. Dividing by the tokens that must truly be trained
 makes a run whose pretraining is already there cheap, as it is.
 
-A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once, and what
-it returns is their difference. That the same run cannot be run twice to any use, for training is deterministic, needs no
-rule: it is no candidate.
+A seed's first run teaches nothing, for its offset is free; a new seed therefore enters with two levels at once, and
+what it returns is their difference. Where several losses matter, a run returns all of them, and what it teaches is the
+sum of what it teaches about each: a frontier of two reaches from where one is least to where the other is. That the
+same run cannot be run twice to any use, for training is deterministic, needs no rule: it is no candidate.
 
 Source: linear Bayes, Goldstein and Wooff, Bayes Linear Statistics, 2007, chapter 3; of the designs that it allows, each run
 is the greedy next one.
@@ -127,21 +128,30 @@ def _noise(curve: Curve, ladder: Array, pick: Indices, rng: np.random.Generator)
 
 
 def choose(
-    curve: Curve, ladder: Array, open_runs: Sequence[Run], count: int, cost: Callable[[tuple[Run, ...]], float]
+    curves: Sequence[Curve],
+    ladder: Array,
+    open_runs: Sequence[Run],
+    count: int,
+    cost: Callable[[tuple[Run, ...]], float],
 ) -> list[Run]:
     """The next runs, at most `count` (or one more, where a new seed enters with two), best first, one after another:
     each choice knows of those before it, not of their losses.
 
-    ladder: the levels of lambda, ascending.  open_runs: those that may still be trained.
+    curves: of each loss that matters, fitted to the same runs.  ladder: the levels of lambda, ascending.
+    open_runs: those that may still be trained.
     cost: of one run or of two together, above 0, in any unit, such as tokens that they must train.
     """
     left = sorted(open_runs, key=lambda run: (run[1], run[0]))
-    doubt = _Doubt(curve, ladder, _new_seed(left, {int(seed) for seed in curve.seen["seed"]}))
+    begun = {int(seed) for seed in curves[0].seen["seed"]}
+    doubts = [_Doubt(curve, ladder, _new_seed(left, begun)) for curve in curves]
+    begun, known = doubts[0].begun, doubts[0].returns
     chosen: list[Run] = []
-    while len(chosen) < count and (candidates := list(_candidates(left, doubt.begun, doubt.returns, len(ladder)))):
-        gains = doubt.falls(candidates) / [cost(runs) for runs in candidates]
+    while len(chosen) < count and (candidates := list(_candidates(left, begun, known, len(ladder)))):
+        falls = np.sum([doubt.falls(candidates) for doubt in doubts], axis=0)
+        gains = falls / [cost(runs) for runs in candidates]
         taken = candidates[int(np.argmax(_rounded(gains)))]
-        doubt.take(taken)
+        for doubt in doubts:
+            doubt.take(taken)
         chosen += taken
         left = [run for run in left if run not in taken]
     return chosen

@@ -87,7 +87,8 @@ def ledger(sweep: Sweep) -> pd.DataFrame:
 
 
 def optimum(sweep: Sweep) -> Optimum | None:
-    """lambda* with its interval, verdict and gains, from the store alone; None while fewer than three levels are finished.
+    """lambda* with its interval, verdict and gains, from the store alone; None while fewer than three levels are finished,
+    and where a frontier is asked for (objective.loss: pareto).
 
     >>> found = optimum(load_sweep("tiny.yaml"))
     >>> low, high = found.ci95

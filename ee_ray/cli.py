@@ -253,6 +253,7 @@ def _finish(
 ) -> None:  # fmt: skip
     """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts;
     `browser` draws images."""
+    from ee_ray.report import words
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
 
@@ -264,6 +265,8 @@ def _finish(
         told = {"verdict": verdict_sentence(summary), "page": page, "images": [str(path) for path in drawn]}
         click.echo(json.dumps(summary | told, indent=1))
     log.tell(verdict_sentence(summary))
+    if summary["optimum"] and summary["tradeoffs"]:
+        log.tell(words.on_frontier(summary["tradeoffs"][0]))
     log.tell(f"search: {stopped or summary['stop_reason']}")
     if seconds is not None:
         log.tell(f"took {seconds:.0f} s")
@@ -325,6 +328,8 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
     from ee_ray.transfer import predict
 
     sweeps = [_read(spec, storage) for spec in specs]
+    if frontiers := [sweep.path for sweep in sweeps if sweep.spec.objective.losses]:
+        raise UserError(f"{path}: objective.loss is pareto: a frontier has no lambda* to predict" for path in frontiers)
     optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
     if missing := [s.path for s, optimum in zip(sweeps, optima, strict=True) if optimum is None]:
         raise UserError(f"{path}: no result at three levels of lambda yet: ee-ray run {path}" for path in missing)

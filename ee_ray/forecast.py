@@ -12,8 +12,9 @@ import numpy as np
 
 from ee_ray.curve import Curve, noise_covariance
 from ee_ray.kernels import Array
+from ee_ray.objective import Loss
 from ee_ray.plan import Point, Prices
-from ee_ray.propose import enough, estimate, fitted, next_round
+from ee_ray.propose import enough, fitted, next_round
 from ee_ray.spec.sweep import SweepSpec
 
 FUTURES = 12
@@ -23,26 +24,24 @@ MOST_RUNS = 64
 
 @dataclass(frozen=True)
 class Future:
-    """How one future ended: runs, tokens and seeds in all, runs so far included; the width of the last interval, its
-    verdict, and whether that was enough before MOST_RUNS or the last level and seed were reached."""
+    """How one future ended: runs, tokens and seeds in all, runs so far included, and why that was enough: None
+    where MOST_RUNS or the last level and seed came before."""
 
     runs: int
     tokens: int
     seeds: int
-    width: float
-    verdict: str
-    enough: bool
+    enough: str | None
 
 
 class _World:
-    """The losses that runs would have if one draw of the posterior were the truth."""
+    """The losses that runs would have if one draw of the posterior were the truth. loss: which of several, by its number."""
 
-    def __init__(self, curve: Curve, ladder: Array, number: int):
+    def __init__(self, curve: Curve, ladder: Array, number: int, loss: int):
         draw = int((number + 0.5) * len(curve.draws) / FUTURES)
         every = curve.every[draw][:, curve.at(ladder)]
         self.levels, self.truth, self.sigma = len(ladder), every.ravel(), float(curve.sigma[draw])
         self.covariance = noise_covariance(int(curve.kind[draw]), np.tile(ladder, len(every)))
-        self.number, self.seen = number, curve.seen
+        self.number, self.which, self.seen = number, loss, curve.seen
         self.place = curve.places(ladder)
         self.offsets: dict[int, Array] = {}
 
@@ -54,7 +53,7 @@ class _World:
 
     def _seed(self, seed: int) -> Array:
         """A seed's offset plus noise at every place, given what it has shown."""
-        rng, mine = np.random.default_rng([self.number, seed]), (self.seen["seed"] == seed).to_numpy()
+        rng, mine = np.random.default_rng([self.number, seed, self.which]), (self.seen["seed"] == seed).to_numpy()
         normal, size = rng.standard_normal(len(self.truth) + 1), len(self.truth)
         at = self.place[mine]
         if not len(at):
@@ -69,32 +68,28 @@ class _World:
         return np.asarray(offset + gain @ (residual - offset) + self.sigma * np.linalg.cholesky(left) @ normal[:-1])
 
 
-def forecast(spec: SweepSpec, results: Mapping[Point, float | None], prices: Prices) -> Iterator[Future]:
+def forecast(spec: SweepSpec, results: Mapping[Point, Loss | None], prices: Prices) -> Iterator[Future]:
     """FUTURES of a sweep, one after another, from results that span three levels or more."""
     steps = spec.search.ladder
     wide = spec.model_copy(update={"search": spec.search.model_copy(update={"runs_per_round": RUNS_PER_ROUND})})
-    curve = fitted(spec, tuple(results.items()))
-    assert curve is not None
+    curves, ladder = fitted(spec, tuple(results.items())), np.arange(steps + 1) / steps
     for number in range(FUTURES):
-        world = _World(curve, np.arange(steps + 1) / steps, number)
-        yield _play(wide, dict(results), prices, world)
+        worlds = [_World(curve, ladder, number, loss) for loss, curve in enumerate(curves)]
+        yield _play(wide, dict(results), prices, worlds)
 
 
-def _play(spec: SweepSpec, known: dict[Point, float | None], prices: Prices, world: _World) -> Future:
+def _play(spec: SweepSpec, known: dict[Point, Loss | None], prices: Prices, worlds: list[_World]) -> Future:
     while True:
-        optimum = estimate(spec, known)
-        assert optimum is not None
-        done = enough(spec, optimum) is not None
+        done = enough(spec, known)
         batch = [] if done or len(known) >= MOST_RUNS else next_round(spec, tuple(known.items()), prices)
         if not batch:
             break
-        known |= {point: world.loss(point) for point in batch}
+        losses = {point: tuple(world.loss(point) for world in worlds) for point in batch}
+        known |= losses if spec.objective.losses else {point: loss for point, (loss,) in losses.items()}
     points = list(known)
     return Future(
         runs=len(points),
         tokens=prices.together(points, prices.had([])),
         seeds=len({point.seed for point in points}),
-        width=optimum.ci95[1] - optimum.ci95[0],
-        verdict=optimum.verdict,
         enough=done,
     )

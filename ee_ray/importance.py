@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from importlib import import_module
 from itertools import product
 
+from ee_ray.objective import Loss
 from ee_ray.plan import Point
 from ee_ray.spec.sweep import SweepSpec
 
 FEWEST = 12  # runs; a forest over fewer says little
 
 
-def importance(spec: SweepSpec, results: Mapping[Point, float | None]) -> dict[str, float] | None:
+def importance(spec: SweepSpec, results: Mapping[Point, Loss | None]) -> dict[str, float] | None:
     """Shares, that sum to 1, of the objective's variance over all of the search space that lambda, the seed and each chosen
-    field explain, interactions shared out; None where nothing was chosen beside lambda, or of fewer than FEWEST runs.
+    field explain, interactions shared out; None where nothing was chosen beside lambda, of fewer than FEWEST runs, or where a
+    frontier is asked for.
 
     A forest's view: it is flat where nothing was run, and the search did not run at random. The seed's share is noise.
     """
-    told = {point: loss for point, loss in results.items() if loss is not None}
+    told = {point: loss for point, loss in results.items() if isinstance(loss, float)}
     fields = {name: values for name, values in spec.search.choices.items() if len(values) > 1}
     if not fields or len(told) < FEWEST:
         return None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ee_ray.objective import objective
+from ee_ray.objective import Loss, objective
 from ee_ray.plan import Point, Prices, Trial, distinct, sweep_key
 from ee_ray.propose import Decision, Replay, Rounds, anchors, leading
 from ee_ray.spec.sweep import SweepSpec
@@ -29,7 +29,7 @@ class Ledger:
 
     trials: list[Trial]
     rows: pd.DataFrame
-    results: dict[Point, float | None]
+    results: dict[Point, Loss | None]
     failures: dict[str, dict[str, Any]]
     records: dict[str, dict[str, Any]]
     decision: Decision
@@ -67,7 +67,7 @@ def failure_of(store: Store, trial: Trial, failed: Container[str]) -> dict[str, 
 
 def settled(
     spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str, Any]], failures: Mapping[str, Mapping[str, Any]]
-) -> tuple[bool, float | None]:
+) -> tuple[bool, Loss | None]:
     """Whether nothing of a trial is left to train (each stage is published, has diverged, or descends from one that
     has), and its objective if it has one. Running search and ledger both judge by this, or a replay would differ."""
     dead: set[str] = set()
@@ -105,7 +105,7 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     rows: dict[Point, list[dict[str, Any]]] = {}
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, dict[str, Any]] = {}
-    results: dict[Point, float | None] = {}
+    results: dict[Point, Loss | None] = {}
     published = set(store.published())
     all_failed = store.failed() - published
     found, rounds = recall(spec, data, store)

@@ -54,13 +54,15 @@ def headline(snapshot: dict[str, Any]) -> str:
 
 
 def answer_so_far(snapshot: dict[str, Any]) -> list[str]:
-    """How many runs there are, the best one, and the interval of lambda*, as far as they are known."""
-    best, optimum, runs = snapshot.get("best"), snapshot.get("optimum"), snapshot.get("runs")
+    """How many runs there are, the best one, and the interval of lambda* or the frontier, as far as they are known."""
+    best, optimum, frontier, runs = (snapshot.get(name) for name in ("best", "optimum", "frontier", "runs"))
     lines = [f"{runs['done']} runs finished, of at most {runs['most']}"] if runs else []
     lines += [f"best so far {best['loss']:.4f} at lambda {best['lambda']:g}, seed {best['seed']}"] if best else []
     if optimum:
         low, high = optimum["ci95"]
         lines.append(f"lambda* so far {optimum['lambda']:.2f} [{low:.2f}, {high:.2f}], {optimum['verdict'].replace('_', ' at ')}")  # fmt: skip
+    if frontier:
+        lines.append(f"frontier so far: {frontier['kept']} of {frontier['of']} levels, known to {frontier['known']:.3f} nats")  # fmt: skip
     return lines
 
 

@@ -21,15 +21,17 @@ from ee_ray.choices import alike, effects, first_alike
 from ee_ray.curve import SAME_LEVEL, Curve, fit
 from ee_ray.identity import ListKey
 from ee_ray.kernels import Array, Effect
+from ee_ray.objective import Loss
 from ee_ray.optimum import Optimum, locate, summarise
 from ee_ray.plan import Point, Prices
 from ee_ray.spec.sweep import SweepSpec
+from ee_ray.tradeoff import Tradeoff, tradeoff
 
 # A run whose stages are all in the store still takes a place in a round: it is priced at this part of a whole one.
 LEAST_COST = 0.02
 
 
-Known = tuple[tuple[Point, float | None], ...]
+Known = tuple[tuple[Point, Loss | None], ...]
 
 
 Rounds = Mapping[str, Sequence[Point]]
@@ -55,20 +57,26 @@ def anchors(spec: SweepSpec) -> list[Point]:
     return [Point(level, seed, choice) for choice, seed, level in runs]
 
 
-def leading(spec: SweepSpec, results: Mapping[Point, float | None]) -> int:
-    """The choice whose curve goes lowest, as far as is known; before anything is known the first."""
-    curve = fitted(spec, tuple(results.items())) if len(spec.choices) > 1 else None
-    return curve.leading if curve else 0
+def leading(spec: SweepSpec, results: Mapping[Point, Loss | None]) -> int:
+    """The choice whose curve (of several losses, the first's) goes lowest, as far as is known; before anything is known the
+    first."""
+    curves = fitted(spec, tuple(results.items())) if len(spec.choices) > 1 else []
+    return curves[0].leading if curves else 0
 
 
-def estimate(spec: SweepSpec, results: Mapping[Point, float | None]) -> Optimum | None:
-    """The optimum as the results have it, or None while they hold fewer than three levels."""
-    return _estimate(spec, tuple(results.items()))
+def estimate(spec: SweepSpec, results: Mapping[Point, Loss | None]) -> Optimum | None:
+    """The optimum as the results have it, or None while they hold fewer than three levels, and where a frontier is asked for."""
+    if spec.objective.losses or not (curves := fitted(spec, tuple(results.items()))):
+        return None
+    return summarise(curves[0], _levels(spec), spec.objective.practical)
 
 
-def _estimate(spec: SweepSpec, known: Known) -> Optimum | None:
-    curve = fitted(spec, known)
-    return summarise(curve, _levels(spec), spec.objective.practical) if curve else None
+def estimate_frontier(spec: SweepSpec, results: Mapping[Point, Loss | None]) -> Tradeoff | None:
+    """The frontier that is asked for as the results have it, or None while they hold fewer than three levels, and where none
+    is asked for."""
+    if not spec.objective.losses or not (curves := fitted(spec, tuple(results.items()))):
+        return None
+    return tradeoff(curves, _levels(spec))
 
 
 def estimate_of(spec: SweepSpec, table: pd.DataFrame) -> Optimum | None:
@@ -79,7 +87,7 @@ def estimate_of(spec: SweepSpec, table: pd.DataFrame) -> Optimum | None:
 
 
 def decide(
-    spec: SweepSpec, results: Mapping[Point, float | None], prices: Prices, rounds: Rounds = MappingProxyType({})
+    spec: SweepSpec, results: Mapping[Point, Loss | None], prices: Prices, rounds: Rounds = MappingProxyType({})
 ) -> Decision:
     """Replay the rounds over `results` (None: the trial failed) and say what is outstanding or why to stop.
 
@@ -95,7 +103,7 @@ class Replay:
     def __init__(self, spec: SweepSpec, prices: Prices, rounds: Rounds = MappingProxyType({})):
         self._spec, self._prices, self._rounds = spec, prices, dict(rounds)
         self._visited: list[Point] = []  # of finished rounds
-        self._known: list[tuple[Point, float | None]] = []  # their results
+        self._known: list[tuple[Point, Loss | None]] = []  # their results
         self._batch = anchors(spec)  # the current one; none where a round has ended and no other has begun
         self._key = ListKey("known")
         self._budget = Budget(spec, prices)
@@ -103,7 +111,7 @@ class Replay:
     def __reduce__(self) -> tuple[type["Replay"], tuple[SweepSpec, Prices, Rounds]]:
         return Replay, (self._spec, self._prices, self._rounds)  # Tune pickles the search; a digest cannot be
 
-    def decide(self, results: Mapping[Point, float | None]) -> Decision:
+    def decide(self, results: Mapping[Point, Loss | None]) -> Decision:
         """What `decide` gives. Results that an earlier call had are taken to be the same in this one."""
         while True:
             if missing := [point for point in self._batch if point not in results]:
@@ -113,7 +121,7 @@ class Replay:
             if not self._batch:
                 return Decision([], list(self._visited), reason, dict(self._rounds))
 
-    def _finish(self, results: Mapping[Point, float | None]) -> None:
+    def _finish(self, results: Mapping[Point, Loss | None]) -> None:
         self._budget.spend(self._batch)
         self._visited += self._batch
         for point in self._batch:
@@ -121,20 +129,20 @@ class Replay:
             self._key.add([point.level, point.seed, point.choice, results[point]])
         self._batch = []
 
-    def _next(self, results: Mapping[Point, float | None]) -> tuple[list[Point], str]:
+    def _next(self, results: Mapping[Point, Loss | None]) -> tuple[list[Point], str]:
         """The round after those that are finished, or none and why not."""
         key, spec = self._key.key(), self._spec
         noted = self._rounds.get(key, ())
         if noted and all(point in results for point in noted):
             return self._budget.allows(noted)
         known = tuple(self._known)
-        optimum = _estimate(spec, known)
-        if optimum is None and len(spec.search.anchors) == 2:
+        none = not fitted(spec, known)
+        if none and len(spec.search.anchors) == 2:
             return [], f"max_trials {spec.search.max_trials} are spent: frontiers, no lambda*"
-        if optimum is None:
+        if none:
             short = " and reached objective.finetune_loss" if spec.objective.finetune_loss else ""
             return [], f"fewer than three levels of lambda could be trained{short}"
-        if found := enough(spec, optimum):
+        if found := enough(spec, dict(known)):
             return [], found
         self._rounds[key] = noted or next_round(spec, known, self._prices)
         if not self._rounds[key]:
@@ -188,8 +196,6 @@ def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
     seen = {first_alike(same, point) for point in tried}
     runs = itertools.product(range(levels), spec.search.seeds, range(len(spec.choices)))
     left = [point for run in runs if first_alike(same, point := Point(*run)) == point and point not in seen]
-    curve = fitted(spec, known)
-    assert curve is not None
 
     def point_of(run: Run) -> Point:
         return Point(run[0] % levels, run[1], run[0] // levels)
@@ -198,32 +204,41 @@ def next_round(spec: SweepSpec, known: Known, prices: Prices) -> list[Point]:
         return max(prices.together(list(map(point_of, candidate)), had) / whole, LEAST_COST * len(candidate))
 
     places = [(point.choice * levels + point.level, point.seed) for point in left]
-    return list(map(point_of, choose(curve, _levels(spec), places, spec.search.runs_per_round, cost)))
+    return list(map(point_of, choose(fitted(spec, known), _levels(spec), places, spec.search.runs_per_round, cost)))
 
 
-def fitted(spec: SweepSpec, known: Known) -> Curve | None:
-    """The curves that the results give; None under three levels."""
-    if len(spec.choices) == 1:
-        return _fitted(known, (), spec.search.ladder, spec.objective.practical)
-    same = alike(spec)
-    runs = tuple({first_alike(same, point): loss for point, loss in known}.items())
-    return _fitted(runs, effects(spec, same), spec.search.ladder, spec.objective.practical)
+def fitted(spec: SweepSpec, known: Known) -> list[Curve]:
+    """The curves that the results give, of each loss that is asked for; none under three levels."""
+    made: tuple[Effect, ...] = ()
+    if len(spec.choices) > 1:
+        same = alike(spec)
+        known, made = tuple({first_alike(same, point): loss for point, loss in known}.items()), effects(spec, same)
+    return _fitted(known, made, spec.search.ladder, spec.objective.practical)
 
 
-@lru_cache(maxsize=4)  # a round fits its curve once, to judge it and to choose; 4 MB each and for each choice
-def _fitted(known: Known, effects: tuple[Effect, ...], steps: int, practical: float) -> Curve | None:
-    finite = [(point.level / steps, point.seed, point.choice, loss) for point, loss in known if loss is not None]
-    rows = pd.DataFrame(finite, columns=["lambda", "seed", "choice", "loss"])
+@lru_cache(maxsize=4)  # a round fits its curves once, to judge and to choose; 4 MB each and for each choice
+def _fitted(known: Known, effects: tuple[Effect, ...], steps: int, practical: float) -> list[Curve]:
+    told = [(point, loss if isinstance(loss, tuple) else (loss,)) for point, loss in known if loss is not None]
+    places = [(point.level / steps, point.seed, point.choice) for point, _ in told]
+    rows = pd.DataFrame(places, columns=["lambda", "seed", "choice"])
     rows["lambda"] = rows["lambda"].round(SAME_LEVEL)
-    return fit(rows, np.arange(steps + 1) / steps, practical, effects) if rows["lambda"].nunique() >= 3 else None
+    if rows["lambda"].nunique() < 3:
+        return []
+    ladder, losses = np.arange(steps + 1) / steps, zip(*(each for _, each in told), strict=True)
+    return [fit(rows.assign(loss=loss), ladder, practical, effects) for loss in losses]
 
 
 def _levels(spec: SweepSpec) -> Array:
     return np.arange(spec.search.ladder + 1) / spec.search.ladder
 
 
-def enough(spec: SweepSpec, optimum: Optimum) -> str | None:
-    """Why no further run is needed, if none is."""
+def enough(spec: SweepSpec, results: Mapping[Point, Loss | None]) -> str | None:
+    """Why no further run is needed, if none is, of results that span three levels."""
+    if frontier := estimate_frontier(spec, results):
+        asked = spec.objective.practical
+        return f"the frontier is known to {asked:g} nats" if frontier.known <= asked else None
+    optimum = estimate(spec, results)
+    assert optimum is not None
     low, high = optimum.ci95
     if optimum.verdict == "flat":
         return f"the curve is flat: differences are below {spec.objective.practical:g} nats"

@@ -7,6 +7,7 @@ results alone (propose.py), so nothing is lost with the study, and a sweep resum
 
 import math
 import time
+import warnings
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.error import TuneError
@@ -35,7 +36,7 @@ from ee_ray.errors import common_cause
 from ee_ray.events import link_runs, unlink_removed
 from ee_ray.ledger import Ledger, failure_of, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
-from ee_ray.propose import Replay, Rounds, estimate
+from ee_ray.propose import Replay, Rounds, estimate, estimate_frontier
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
@@ -43,6 +44,7 @@ POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few
 METRIC = "objective"
 DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
 LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
+NOTHING = dict.fromkeys((METRIC, *LOSSES), math.nan)  # what a trial without a result tells, for Tune insists on metrics
 STUDY = "optuna.journal"
 
 
@@ -111,10 +113,12 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         }
         if (choices := len(job.spec.choices)) > 1:
             self.space["choice"] = IntDistribution(0, choices - 1)
-        sampler = LadderSampler(self)
+        metrics, sampler = list(map(str, self.spec.objective.losses or ())) or [METRIC], LadderSampler(self)
         super().__init__(
-            space=self.space, metric=METRIC, mode="min", sampler=sampler, storage=storage, study_name=study
+            self.space, metrics, ["min"] * len(metrics), sampler=sampler, storage=storage, study_name=study
         )
+        with warnings.catch_warnings(action="ignore"):  # that it is experimental
+            self._ot_study.set_metric_names(metrics)
         self._tell_known()
         unlink_removed(self.store, job.spec.name)
         self._show(ledger.trials, ledger.records)
@@ -133,7 +137,8 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
                 have.add(Point(**trial.params))
         for point, value in self.results.items():
             if point not in have and value is not None:
-                self.add_evaluated_point(self.parameters(point), value)
+                told = {"values": value} if isinstance(value, tuple) else {"value": value}
+                self._ot_study.add_trial(create_trial(**told, params=self.parameters(point), distributions=self.space))  # fmt: skip
 
     def parameters(self, point: Point) -> dict[str, int]:
         """A point as Optuna has it: without the choice where there is only one."""
@@ -198,7 +203,9 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
     def _answer(self) -> dict[str, Any]:
         ladder = self.spec.search.ladder
         known = {point: self.results[point] for point in self.decision.visited if point in self.results}
-        told = [(loss, point) for point, loss in known.items() if loss is not None]
+        if frontier := estimate_frontier(self.spec, known):
+            return {"frontier": {"kept": int(frontier.kept.sum()), "of": len(frontier.kept), "known": frontier.known}}
+        told = [(loss, point) for point, loss in known.items() if isinstance(loss, float)]
         best, optimum = min(told, key=itemgetter(0), default=None), estimate(self.spec, known)
         return {
             "best": {"loss": best[0], "lambda": best[1].level / ladder, "seed": best[1].seed} if best else None,
@@ -221,7 +228,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
     def _describe(self, trial_id: str, point: Point, result: Mapping[str, Any]) -> None:
         """Note with Optuna's trial what people look for beside its parameters: lambda and the four losses."""
-        said = {"lambda": point.level / self.spec.search.ladder, **{name: result[name] for name in LOSSES if name in result}}  # fmt: skip
+        said = {"lambda": point.level / self.spec.search.ladder, **{name: result[name] for name in LOSSES if math.isfinite(result.get(name, math.nan))}}  # fmt: skip
         for name, value in said.items():
             self._ot_trials[trial_id].set_user_attr(name, value)
 
@@ -235,10 +242,10 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
         if self.cut:
             self.lost.add(point)
             return  # there may be no room to note anything; the next run tells Optuna that the trial failed
-        value = (result or {}).get(METRIC, math.nan)
-        failed = error or not math.isfinite(value)
+        values = [float((result or NOTHING)[name]) for name in self.metric]
+        failed = error or not all(map(math.isfinite, values))
         if (result or {}).get("settled"):
-            self.results[point] = None if failed else float(value)
+            self.results[point] = None if failed else tuple(values) if self.spec.objective.losses else values[0]
         else:
             self.lost.add(point)
         trial = self.job.trial(self.parameters(point))
@@ -283,8 +290,8 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
 
 
 def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a finished trial tells Tune: losses at the objective's rate, NaN if that stage failed. What failed here and was
-    published by another run meanwhile has not failed: its publication took the evidence away, and none may follow."""
+    """What a finished trial tells Tune: losses at the objective's rate and the objective, NaN if that stage failed. What
+    failed here and was published by another run meanwhile has not failed: its publication took the evidence away."""
     store = Store(job.storage)
     records = {key: record for key in distinct([trial]) if (record := store.record(key))}
     failures = {key: evidence for key, evidence in failures.items() if key not in records}
@@ -294,7 +301,8 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
     told: dict[str, Any] = {name: row[name] for name in LOSSES if name in row}
-    return {METRIC: math.nan if value is None else value, **told, "failed_stages": len(failures), "settled": done}
+    told |= {METRIC: value} if isinstance(value, float) else {}
+    return {**NOTHING, **told, "failed_stages": len(failures), "settled": done}
 
 
 def asked(job: Job, trial: Trial) -> tuple[list[Order], list[str], dict[str, dict[str, Any]]]:
@@ -315,7 +323,7 @@ def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
             raise
         ray.get(board.close.remote(cause, withdraw=True))
         told = None
-    tune.report(told or {METRIC: math.nan, "failed_stages": 0, "cut": True})
+    tune.report(told or {**NOTHING, "failed_stages": 0, "cut": True})
 
 
 def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[str, Any] | None:

@@ -32,19 +32,19 @@ def left(runs: list[tuple[int, int]], seeds: int = 4) -> list[tuple[int, int]]:
 
 
 def test_choices_are_open_runs_and_each_is_made_once():
-    chosen = choose(seen(ANCHORS), LADDER, left(ANCHORS), 6, len)
+    chosen = choose([seen(ANCHORS)], LADDER, left(ANCHORS), 6, len)
     assert len(set(chosen)) == len(chosen) >= 6
     assert set(chosen) <= set(left(ANCHORS))
 
 
 def test_the_order_in_which_open_runs_are_listed_changes_nothing():
     curve = seen(ANCHORS)
-    assert choose(curve, LADDER, left(ANCHORS)[::-1], 3, len) == choose(curve, LADDER, left(ANCHORS), 3, len)
+    assert choose([curve], LADDER, left(ANCHORS)[::-1], 3, len) == choose([curve], LADDER, left(ANCHORS), 3, len)
 
 
 def test_a_new_seed_enters_with_two_levels_for_its_first_alone_teaches_nothing():
     fresh = [run for run in EVERY if run[1] == 3]
-    chosen = choose(seen(ANCHORS), LADDER, fresh, 1, len)
+    chosen = choose([seen(ANCHORS)], LADDER, fresh, 1, len)
     assert len(chosen) == 2 and len({level for level, _ in chosen}) == 2
 
 
@@ -94,33 +94,33 @@ def test_a_seeds_own_offset_is_no_information():
     shifted = seen(ANCHORS).seen.copy()
     shifted.loc[shifted["seed"] == 1, "loss"] += 5
     again = fit(shifted, LADDER, PRACTICAL)
-    assert choose(again, LADDER, left(ANCHORS), 4, len) == choose(seen(ANCHORS), LADDER, left(ANCHORS), 4, len)
+    assert choose([again], LADDER, left(ANCHORS), 4, len) == choose([seen(ANCHORS)], LADDER, left(ANCHORS), 4, len)
 
 
 def test_when_all_is_tried_nothing_is_chosen():
-    assert choose(seen(ANCHORS), LADDER, [], 2, len) == []
+    assert choose([seen(ANCHORS)], LADDER, [], 2, len) == []
 
 
 def test_half_of_a_pair_is_no_candidate():
-    assert choose(seen(ANCHORS), LADDER, [(4, 3)], 2, len) == []
+    assert choose([seen(ANCHORS)], LADDER, [(4, 3)], 2, len) == []
 
 
 def test_a_run_that_costs_next_to_nothing_comes_first():
-    chosen = choose(seen(ANCHORS), LADDER, left(ANCHORS), 1, lambda runs: 0.02 if runs == ((3, 1),) else len(runs))
+    chosen = choose([seen(ANCHORS)], LADDER, left(ANCHORS), 1, lambda runs: 0.02 if runs == ((3, 1),) else len(runs))
     assert chosen == [(3, 1)]
 
 
 def test_a_run_that_costs_a_hundred_times_as_much_is_left():
     curve = seen(ANCHORS)
-    first = choose(curve, LADDER, left(ANCHORS), 1, len)[0]
-    assert first not in choose(curve, LADDER, left(ANCHORS), 4, lambda runs: 100.0 if first in runs else len(runs))
+    first = choose([curve], LADDER, left(ANCHORS), 1, len)[0]
+    assert first not in choose([curve], LADDER, left(ANCHORS), 4, lambda runs: 100.0 if first in runs else len(runs))
 
 
 def test_the_search_closes_in_on_the_optimum_with_half_the_runs_of_a_full_grid():
     """51 runs: 17 levels by three seeds. Interval of at most 0.2, and the optimum in it."""
     runs = list(ANCHORS)
     while len(runs) < 24:
-        runs += choose(seen(runs), LADDER, left(runs), 3, len)
+        runs += choose([seen(runs)], LADDER, left(runs), 3, len)
     optimum = summarise(seen(runs), LADDER, PRACTICAL)
     grid = summarise(seen(list(product(range(17), range(3)))), LADDER, PRACTICAL)
     assert optimum.verdict == "interior"
@@ -131,5 +131,5 @@ def test_the_search_closes_in_on_the_optimum_with_half_the_runs_of_a_full_grid()
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_single_seed_is_searched_too(seeds):
     runs = list(product((0, 8, 16), range(seeds)))
-    chosen = choose(seen(runs), LADDER, left(runs, seeds), 2, len)
+    chosen = choose([seen(runs)], LADDER, left(runs, seeds), 2, len)
     assert len(chosen) == 2

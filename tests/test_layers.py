@@ -17,8 +17,8 @@ LAYERS = [
     "frontier", "compare", "objective", "kernels", "curve", "optimum", "tradeoff", "transfer", "acquisition", "choices", "propose", "forecast", "ledger", "importance",
     "capacity", "sweep", "registered", "gc", "quote", "told", "cluster", "search", "trackers", "runner", "environment", "scatter", "run",
     "theory.flow", "theory.matrices", "theory.claims", "theory.allocation", "theory.findings",
-    "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
-    "report.words", "report.html", "report.samples", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
+    "report.words", "report.answers", "report.summary", "report.precision", "report.history", "report.paper", "report.tables", "report.figures",
+    "report.html", "report.samples", "report.sections", "report.page", "report.images", "report.theory", "report.compared", "report.compared_page", "report.plan_page",
     "export.choice", "export.recipe", "export.card", "export.folder", "samples",
     "verify", "measure", "progress", "log", "launch", "api", "dashboard", "cli",
 ]  # fmt: skip

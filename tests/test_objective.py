@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ee_ray.objective import describe, matched, objective, observed, others, reachable
+from ee_ray.objective import alone, describe, matched, objective, observed, others, reachable
 from ee_ray.spec.search import Objective
 
 RATES = (1e-4, 3e-4, 1e-3)
@@ -26,6 +26,17 @@ def test_each_goal_reads_its_own_loss():
     assert objective(goal(loss="L_im"), ROWS) == 1.5
     assert objective(goal(loss="weighted", weights={"L_ret": 1, "L_ft": 0.5}), ROWS) == pytest.approx(1.9 + 1.2)
     assert objective(goal(loss="L_ret_matched", finetune_loss=2.4), ROWS) == pytest.approx(1.9)
+
+
+def test_of_a_frontier_each_loss_is_read_and_may_be_asked_by_itself():
+    frontier = goal(loss="pareto", losses=["L_ret", "L_ft", "L_im"])
+    assert objective(frontier, ROWS) == (1.9, 2.4, 1.5)
+    assert objective(frontier, ROWS[:1]) is None
+    assert objective(frontier, [ROWS[1] | {"L_ft": float("nan")}]) is None
+    assert [objective(alone(frontier, loss), ROWS) for loss in frontier.losses] == [1.9, 2.4, 1.5]
+    asked = [describe(other) for other in others(frontier, RATES, pd.DataFrame())]
+    assert asked[:3] == ["retained loss L_ret, fine-tuned at 0.0003", "fine-tuning loss L_ft, fine-tuned at 0.0003", "immediate loss L_im"]  # fmt: skip
+    assert len(set(asked)) == len(asked) and describe(frontier) not in asked
 
 
 def test_a_recipe_without_the_goals_rate_has_no_number():

@@ -34,6 +34,8 @@ def test_a_sweep_ends_with_a_verdict_and_a_report(finished):
     assert set(optimum["gain_over_0"]) == set(optimum["gain_over_1"]) == {"value", "ci95"}
     assert summary["stages"] == {"planned": 30, "trained": 30, "reused": 0, "failed": 0}
     assert len(summary["trials"]) == 8 * 2
+    log = min((finished.store.sweep("tiny") / "logs").iterdir())  # of the first command
+    assert "By L_ft and L_ret, " in log.read_text() and "may lie on the frontier.\n" in log.read_text()
 
 
 def test_training_learns_more_than_the_frequency_of_letters(finished):

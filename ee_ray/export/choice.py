@@ -38,8 +38,10 @@ def best(sweep: Sweep, ledger: Ledger) -> Chosen:
     """What `winner` hands on to fine-tuning: the post-trained model, or at lambda = 1 the pretrained one.
 
     Raises:
-        UserError: the sweep has no lambda* yet.
+        UserError: the sweep has no lambda*, or none yet.
     """
+    if sweep.spec.objective.losses:
+        raise UserError(f"{sweep.path}: objective.loss is pareto, and no stage is best by all of {', '.join(sweep.spec.objective.losses)}: name one with --key, such as a posttrain_key of summary.json")  # fmt: skip
     trial, optimum = winner(sweep, ledger), estimate(sweep.spec, ledger.results)
     if trial is None or optimum is None:
         raise UserError(f"{sweep.path}: has no lambda* yet, which needs three levels: ee-ray run {sweep.path}, or name a stage with --key")  # fmt: skip

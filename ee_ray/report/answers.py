@@ -7,9 +7,9 @@ import pandas as pd
 
 from ee_ray.curve import SAME_LEVEL, fit
 from ee_ray.ledger import Ledger
-from ee_ray.objective import describe, observed, others
+from ee_ray.objective import alone, describe, observed, others
 from ee_ray.optimum import Optimum
-from ee_ray.propose import estimate, estimate_of
+from ee_ray.propose import estimate, estimate_frontier, estimate_of
 from ee_ray.spec.search import Objective
 from ee_ray.sweep import Sweep
 from ee_ray.tradeoff import Tradeoff, tradeoff
@@ -32,7 +32,7 @@ class Answer:
 
 def answers(sweep: Sweep, ledger: Ledger) -> list[Answer]:
     """By the objective, by L_im, by L_ret at every fine-tuning rate and at a matched fine-tuning loss: by those that were
-    measured. All of them about the choice that leads."""
+    measured. All of them about the choice that leads. A frontier has no optimum of its own; its losses come next."""
     goal, rows = sweep.spec.objective, ledger.leading_rows
     known = {point: ledger.results[point] for point in ledger.decision.visited if point in ledger.results}
     found = [Answer(goal, observed(goal, rows), estimate(sweep.spec, known))]
@@ -44,13 +44,15 @@ def answers(sweep: Sweep, ledger: Ledger) -> list[Answer]:
 
 
 def tradeoffs(sweep: Sweep, ledger: Ledger) -> dict[tuple[str, ...], Tradeoff]:
-    """The frontiers of TRADED over the levels of the ladder, at the objective's fine-tuning rate and of the choice that
-    leads; none before three levels are finished."""
+    """The frontier that is asked for, over the levels of the ladder and all choices. Where one loss is asked for, those of
+    TRADED, at its fine-tuning rate and of the choice that leads. None before three levels are finished."""
     goal, steps, curves = sweep.spec.objective, sweep.spec.search.ladder, {}
+    if goal.losses:
+        asked = estimate_frontier(sweep.spec, ledger.results)
+        return {tuple(goal.losses): asked} if asked else {}
     ladder = np.arange(steps + 1) / steps
     for loss in TRADED[-1]:
-        alone = goal.model_copy(update={"loss": "weighted", "weights": {loss: 1.0}, "finetune_loss": None})
-        table = observed(alone, ledger.leading_rows)
+        table = observed(alone(goal, loss), ledger.leading_rows)
         if table["lambda"].nunique() < 3:
             return {}
         curves[loss] = fit(table.assign(**{"lambda": table["lambda"].round(SAME_LEVEL)}), ladder, goal.practical)

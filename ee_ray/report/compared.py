@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ee_ray.compare import Comparison, Gap, compare
 from ee_ray.errors import UserError
 from ee_ray.frontier import frontiers
 from ee_ray.ledger import Ledger
+from ee_ray.report import words
 from ee_ray.report.summary import seed_means, summarize
 from ee_ray.sweep import Sweep
 
@@ -95,7 +97,7 @@ def as_json(found: Sequence[Side], gaps: Sequence[Against]) -> dict[str, Any]:
 
 def _facts(side: Side) -> dict[str, Any]:
     summary, spec = side.summary, side.sweep.spec
-    optimum = summary["optimum"] or {}
+    optimum = summary["optimum"] or ({"verdict": "frontier"} if spec.objective.losses else {})
     return {
         "letter": side.letter,
         "sweep": spec.name,
@@ -105,6 +107,7 @@ def _facts(side: Side) -> dict[str, Any]:
         "data": {role: {"source": side.sweep.source(role).source, "fingerprint": side.sweep.data[role]} for role in ("pre", "post", "ft")},
         "objective": summary["objective"]["name"],
         **{name: optimum.get(name) for name in ("lambda", "ci95", "verdict", "gain_over_0", "gain_over_1")},
+        "frontier": words.tradeoff(summary["tradeoffs"][0]) if summary["tradeoffs"] else None,
         "tokens": summary["tokens"],
         "recipes": len(side.recipes),
         "trials": len(side.ledger.leading_rows),
@@ -144,14 +147,16 @@ def text(told: dict[str, Any]) -> str:
     for each in told["sweeps"]:
         tokens = f"{each['tokens']['trained'] / 1e6:,.3g}M"
         if each["lambda"] is None:
-            row = f"{'?':>8}  {'':<14}{'none yet':<14}{'':>16}"
+            row = f"{'?':>8}  {'':<14}{each['verdict'] or 'none yet':<14}{'':>16}"
         else:
             low, high = each["ci95"]
             gains = "".join(f"{each[name]['value']:>8.3f}" for name in ("gain_over_0", "gain_over_1"))
             row = f"{each['lambda']:>8.2f}  {f'{low:.2f} to {high:.2f}':<14}{each['verdict'].replace('_', ' at '):<14}{gains}"
         lines.append(f"{each['letter']:<3}{row}{tokens:>10}{each['trials']:>7}{each['seeds']:>6}")
-    goals = {each["objective"] for each in told["sweeps"]}
+    goals = {each["objective"] for each in told["sweeps"] if each["lambda"] is not None}
     lines += ["", *(f"gains in nats, of: {goal}" for goal in sorted(goals))]
+    for each in told["sweeps"]:
+        lines += ["", *wrap(f"{each['letter']}  {each['frontier']}", 80, subsequent_indent="   ")] if each["frontier"] else []  # fmt: skip
     if told["against_first"]:
         lines += ["", "retained loss at the same fine-tuning loss, below that of a (nats, 95%)"]
     for gap in told["against_first"]:

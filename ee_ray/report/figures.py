@@ -4,6 +4,7 @@ A trace whose points stand for rows of a table says so: `meta` names the table, 
 pins points by that.
 """
 
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ee_ray.objective import NAMES
 from ee_ray.report.tables import Tables
 
 # Okabe and Ito's palette, told apart by colour-blind eyes; its black is grey here, to be seen on light and on dark.
@@ -42,7 +44,6 @@ SCALE = [[0, "#31688e"], [0.33, "#21918c"], [0.66, "#5ec962"], [1, "#fde725"]]
 KIND_COLOURS = {"pretrain": COLOURS[5], "posttrain": COLOURS[4], "finetune": COLOURS[3]}
 NATS = "nats per token"
 LAMBDA = "lambda: fraction of D_post mixed into pretraining"
-NAMES = {"L_ft": "fine-tuning loss L_ft", "L_ret": "retained loss L_ret", "L_pre": "pretraining loss L_pre"}
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagram", "triangle-down"]
 MOST_BANDS = 4  # methods whose bands can be told apart
 MOST_STAGES = 1200  # an icicle of more is slow to draw and too fine to read
@@ -79,6 +80,8 @@ def short(question: str) -> str:
     for long, brief in (
         ("retained loss ", ""),
         ("immediate loss ", ""),
+        (NAMES["L_ft"], "L_ft"),
+        (NAMES["L_pre"], "L_pre"),
         (", fine-tuned at ", " at "),
         ("a fine-tuning loss of ", "L_ft = "),
     ):
@@ -141,10 +144,13 @@ def question_colours(tables: Tables) -> dict[str, str]:
 
 
 def losses_figure(tables: Tables) -> go.Figure:
-    """Every loss against lambda under one axis: runs, fitted means and bands; and the paper's Figure 3 where it applies."""
+    """Every loss on D_post against lambda under one axis: runs, fitted means and bands; and the paper's Figure 3 where it
+    applies."""
     figure = axes("lambda", f"held-out loss on D_post, {NATS}")
     seen = tables["observations"]
     for question, colour in question_colours(tables).items():
+        if question.startswith((NAMES["L_ft"], NAMES["L_pre"])):
+            continue
         name = short(question)
         curve = tables["curves"][tables["curves"]["question"] == question]
         dash = "dot" if question.startswith("immediate") else "solid"
@@ -200,6 +206,21 @@ def frontier_figure(tables: Tables, x: str, y: str, choices: int) -> go.Figure:
     return figure
 
 
+def tradeoff_figure(tables: Tables, losses: Sequence[str], choices: int) -> go.Figure:
+    """The first two losses of every level and choice, above their least: the larger, the more surely on the frontier."""
+    table, (y, x) = tables["tradeoffs"], losses[:2]
+    figure = axes(f"{NAMES[x]} above its least, {NATS}", f"{NAMES[y]} above its least, {NATS}")
+    for kept, name, shape in ((False, "probably beaten", "circle-open"), (True, "may lie on the frontier", "circle")):
+        mine = table[table["kept"] == kept].sort_values(x)
+        figure.add_scatter(
+            x=mine[x], y=mine[y], mode="markers", name=name,
+            text=[f"lambda {row['lambda']:g}" + f", choice {row['choice']}" * (choices > 1) + f"<br>on the frontier with probability {row['probability']:.2f}" for row in mine.to_dict("records")],
+            marker={"color": mine["lambda"], "colorscale": SCALE, "cmin": 0, "cmax": 1, "size": 7 + 10 * mine["probability"], "symbol": shape, "showscale": kept, "colorbar": {"title": {"text": "lambda"}, "len": 0.6, "thickness": 12, "y": 0, "yanchor": "bottom"}},
+            hovertemplate=f"%{{text}}<br>{x} +%{{x:.4f}}<br>{y} +%{{y:.4f}}<extra></extra>",
+        )  # fmt: skip
+    return figure
+
+
 def gap_figure(tables: Tables) -> go.Figure:
     """How much more mixed recipes keep than unmixed ones, against the fine-tuning loss at which they are compared."""
     figure = axes(f"{NAMES['L_ft']}, {NATS}", f"kept more by mixed, {NATS}", height=340)
@@ -214,22 +235,27 @@ def gap_figure(tables: Tables) -> go.Figure:
 
 
 def search_figure(tables: Tables, asked: float) -> go.Figure:
-    """The interval of lambda*, its width and the frontier's hypervolume as rounds went by, against tokens trained."""
-    rounds = tables["search"].dropna(subset=["lo"])
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.5, 0.25, 0.25])
-    figure.update_layout({**LAYOUT, "height": 540, "showlegend": False})
+    """The interval of lambda* and its width, or to how many nats the frontier that is asked for is known, and hypervolume, as
+    rounds went by, against tokens trained."""
+    of_frontier = tables["search"]["known"].notna().any()
+    rounds = tables["search"].dropna(subset=["known" if of_frontier else "lo"])
+    last, heights = (2, [0.5, 0.5]) if of_frontier else (3, [0.5, 0.25, 0.25])
+    figure = make_subplots(rows=last, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=heights)
+    figure.update_layout({**LAYOUT, "height": 180 * last, "showlegend": False})
     figure.update_xaxes(AXIS)
     figure.update_yaxes(AXIS)
     text = [f"round {row['round']}: {row['chosen']}" for row in rounds.to_dict("records")]
-    spread = {"type": "data", "symmetric": False, "array": rounds["hi"] - rounds["lambda"], "arrayminus": rounds["lambda"] - rounds["lo"], "thickness": 2, "width": 5}  # fmt: skip
-    figure.add_scatter(x=rounds["total_tokens"], y=rounds["lambda"], error_y=spread, mode="lines+markers", line={"color": COLOURS[2], "width": 1, "dash": "dot"}, marker={"size": 8}, text=text, hovertemplate="%{text}<br>lambda* %{y:.3f}<extra></extra>", name="lambda*", row=1, col=1)  # fmt: skip
-    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hi"] - rounds["lo"], mode="lines+markers", line={"color": COLOURS[0]}, text=text, hovertemplate="%{text}<br>width %{y:.3f}<extra></extra>", name="width", row=2, col=1)  # fmt: skip
-    figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=2, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
-    figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
-    figure.update_yaxes(title_text="width", rangemode="tozero", row=2, col=1)
-    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hypervolume"], mode="lines+markers", line={"color": COLOURS[2]}, text=text, hovertemplate="%{text}<br>hypervolume %{y:.4f} nats\u00b2<extra></extra>", name="hypervolume", row=3, col=1)  # fmt: skip
-    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", row=3, col=1)
-    figure.update_xaxes(title_text="tokens trained", row=3, col=1)
+    if not of_frontier:
+        spread = {"type": "data", "symmetric": False, "array": rounds["hi"] - rounds["lambda"], "arrayminus": rounds["lambda"] - rounds["lo"], "thickness": 2, "width": 5}  # fmt: skip
+        figure.add_scatter(x=rounds["total_tokens"], y=rounds["lambda"], error_y=spread, mode="lines+markers", line={"color": COLOURS[2], "width": 1, "dash": "dot"}, marker={"size": 8}, text=text, hovertemplate="%{text}<br>lambda* %{y:.3f}<extra></extra>", name="lambda*", row=1, col=1)  # fmt: skip
+        figure.update_yaxes(title_text="lambda*, 95% interval", range=[-0.04, 1.04], row=1, col=1)
+    name, reached = ("known to, nats", rounds["known"]) if of_frontier else ("width", rounds["hi"] - rounds["lo"])
+    figure.add_scatter(x=rounds["total_tokens"], y=reached, mode="lines+markers", line={"color": COLOURS[0]}, text=text, hovertemplate=f"%{{text}}<br>{name} %{{y:.3f}}<extra></extra>", name=name, row=last - 1, col=1)  # fmt: skip
+    figure.add_hline(y=asked, line={"color": COLOURS[1], "dash": "dash"}, row=last - 1, col=1, annotation={"text": "asked for", "font": {"color": COLOURS[1]}})  # fmt: skip
+    figure.update_yaxes(title_text=name, rangemode="tozero", row=last - 1, col=1)
+    figure.add_scatter(x=rounds["total_tokens"], y=rounds["hypervolume"], mode="lines+markers", line={"color": COLOURS[2]}, text=text, hovertemplate="%{text}<br>hypervolume %{y:.4f} nats\u00b2<extra></extra>", name="hypervolume", row=last, col=1)  # fmt: skip
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", row=last, col=1)
+    figure.update_xaxes(title_text="tokens trained", row=last, col=1)
     return figure
 
 
@@ -270,25 +296,28 @@ def tree_figure(tables: Tables, choices: int) -> go.Figure:
     return figure
 
 
-def draw(tables: Tables, choices: int, asked: float) -> dict[str, go.Figure]:
+def draw(tables: Tables, choices: int, asked: float, losses: Sequence[str] = ()) -> dict[str, go.Figure]:
     """Every figure that the tables have data for, by its name on the page.
 
-    asked: the interval's width that the search was to reach.
+    asked: the interval's width that the search was to reach or, of a frontier, to how many nats it was to be known.
+    losses: of the frontier that is asked for; then no question is the first.
     """
     questions = list(dict.fromkeys(tables["observations"]["question"]))
     drawn: dict[str, go.Figure] = {}
-    if len(tables["optima"]) and questions[0] in set(tables["optima"]["question"]):
+    if losses and len(tables["tradeoffs"]):
+        drawn["tradeoff"] = tradeoff_figure(tables, losses, choices)
+    if not losses and len(tables["optima"]) and questions[0] in set(tables["optima"]["question"]):
         drawn["optimum"] = question_figure(tables, questions[0], large=True)
     if questions:
         drawn["losses"] = losses_figure(tables)
-        answered = [name for name in questions[1:] if name in set(tables["optima"]["question"])]
+        answered = [name for name in questions[0 if losses else 1 :] if name in set(tables["optima"]["question"])]
         drawn |= {f"question-{number}": question_figure(tables, name) for number, name in enumerate(answered, 1)}
     if len(tables["frontiers"]):
         drawn["frontier"] = frontier_figure(tables, "L_ft", "L_ret", choices)
         drawn["frontier-pre"] = frontier_figure(tables, "L_ret", "L_pre", choices)
     if len(tables["gaps"]):
         drawn["gap"] = gap_figure(tables)
-    if tables["search"]["lo"].notna().sum() > 1:
+    if tables["search"][["lo", "known"]].notna().any(axis=1).sum() > 1:
         drawn["search"] = search_figure(tables, asked)
     if len(tables["curves"]):
         drawn["noise"] = noise_figure(tables)

@@ -6,20 +6,22 @@ from ee_ray.identity import ListKey
 from ee_ray.ledger import Ledger
 from ee_ray.optimum import Optimum
 from ee_ray.plan import Point
-from ee_ray.propose import anchors, estimate
+from ee_ray.propose import anchors, estimate, estimate_frontier
 from ee_ray.spec.sweep import SweepSpec
+from ee_ray.tradeoff import Tradeoff
 
 MOST_FITS = 12  # a fit of a thousand runs takes 0.2 s
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """`runs` chosen at once, the `tokens` that they had to train, and the optimum after all of the rounds so far: None
-    where there was none yet or, of very many rounds, where it was not fitted again."""
+    """`runs` chosen at once, the `tokens` that they had to train, and the optimum or the frontier that is asked for, after
+    all of the rounds so far: None where there was none yet or, of very many rounds, where it was not fitted again."""
 
     runs: list[Point]
     tokens: int
     optimum: Optimum | None
+    frontier: Tradeoff | None
 
 
 def history(spec: SweepSpec, ledger: Ledger) -> list[Round]:
@@ -32,8 +34,8 @@ def history(spec: SweepSpec, ledger: Ledger) -> list[Round]:
         before += batch
         had.update(*map(ledger.prices.stages, batch))
         fits = (len(batches) - 1 - number) % every == 0
-        optimum = estimate(spec, {point: ledger.results[point] for point in before}) if fits else None
-        found.append(Round(batch, tokens, optimum))
+        known = {point: ledger.results[point] for point in before} if fits else {}
+        found.append(Round(batch, tokens, estimate(spec, known), estimate_frontier(spec, known)))
     return found
 
 

@@ -40,7 +40,8 @@ def make_report(sweep: Sweep, ledger: Ledger, live: str | None = None) -> Report
     contrasted = contrast(ledger.rows)
     summary = summarize(sweep, ledger, found, contrasted)
     tables = compute(sweep, ledger, found, contrasted, summary["tradeoffs"])
-    figures = draw(tables, len(sweep.spec.choices), sweep.spec.search.ci_width)
+    goal, choices = sweep.spec.objective, len(sweep.spec.choices)
+    figures = draw(tables, choices, goal.practical if goal.losses else sweep.spec.search.ci_width, goal.losses or ())
     return Report(
         summary,
         tables,
@@ -64,7 +65,10 @@ def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables,
     sentence = verdict_sentence(summary)
     if not ledger.decision.stop:
         sentence = f"So far, with {len(ledger.results)} of {len(ledger.trials)} trials asked for: {sentence}"
-    said = words.advice(summary["optimum"]) or (words.contrast(summary["comparison"]) if ledger.decision.stop else "")
+    if sweep.spec.objective.losses and summary["tradeoffs"]:
+        said = words.advice_on(summary["tradeoffs"][0], sweep.spec.objective.practical)
+    else:
+        said = words.advice(summary["optimum"]) or (words.contrast(summary["comparison"]) if ledger.decision.stop else "")  # fmt: skip
     advice = f"<strong>{escape(said)}</strong>" if said else ""
     name = escape(sweep.spec.name)
     links = "".join(f'<li><a href="#{part.name}">{escape(part.short)}</a></li>' for part in parts if part.html)
@@ -72,7 +76,7 @@ def _page(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables,
         f"<h1>{name}: how to split D_post between pretraining and post-training</h1>"
         f'<div class="verdict" id="verdict">{advice}{escape(sentence)}</div>'
         + ('<div id="live" role="status"></div>' if live else "")
-        + sections.head(sweep, summary, "optimum" in figures)
+        + sections.head(sweep, summary, list(figures))
         + "".join(part.html for part in parts)
     )
     body = (

@@ -9,21 +9,19 @@ from rich.progress import track
 from ee_ray.errors import UserError
 from ee_ray.forecast import FUTURES, MOST_RUNS, forecast
 from ee_ray.ledger import Ledger
-from ee_ray.objective import describe
-from ee_ray.propose import estimate
+from ee_ray.propose import fitted
 from ee_ray.report.answers import answers
-from ee_ray.report.summary import other_optima
 from ee_ray.sweep import Sweep
 
 
 def precision(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
-    """Noise of every loss, and a forecast for the objective. JSON, schema 1.
+    """Noise of every loss that is asked for or that was measured, and a forecast for the objective. JSON, schema 1.
 
     Raises:
         UserError: the runs so far span fewer than three levels of lambda.
     """
-    optimum, search = estimate(sweep.spec, ledger.results), sweep.spec.search
-    if optimum is None:
+    goal, search = sweep.spec.objective, sweep.spec.search
+    if not fitted(sweep.spec, tuple(ledger.results.items())):
         raise UserError(f"{sweep.path}: fewer than three levels of lambda have a result: nothing to judge noise by")
     console = Console(stderr=True)
     coming = forecast(sweep.spec, ledger.results, ledger.prices)
@@ -33,25 +31,25 @@ def precision(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
         name: np.quantile([getattr(future, name) for future in futures], [0.1, 0.5, 0.9], method="nearest").tolist()
         for name in ("runs", "tokens", "seeds")
     }
-    own = {"name": describe(sweep.spec.objective), "noise_sd": optimum.noise_sd, "seed_sd": optimum.seed_sd}
-    others = [
-        {name: other[name] for name in ("name", "noise_sd", "seed_sd")}
-        for other in other_optima(answers(sweep, ledger))
-    ]
+    optima = {answer.name: answer.optimum for answer in answers(sweep, ledger) if answer.optimum}
+    first = next(iter(optima.values()))
     return {
         "schema": 1,
         "sweep": sweep.spec.name,
-        "runs": optimum.observations,
-        "seeds": optimum.seeds,
-        "noise": [own | {"seed_sd": None if np.isnan(optimum.seed_sd) else optimum.seed_sd}, *others],
-        "asked": {"ci_width": search.ci_width, "max_trials": search.max_trials},
+        "runs": first.observations,
+        "seeds": first.seeds,
+        "noise": [
+            {"name": name, "noise_sd": found.noise_sd, "seed_sd": None if np.isnan(found.seed_sd) else found.seed_sd}
+            for name, found in optima.items()
+        ],
+        "asked": ({"practical": goal.practical} if goal.losses else {"ci_width": search.ci_width}) | {"max_trials": search.max_trials},
         "forecast": {
             **spread,
             "futures": FUTURES,
             "reach_it": len(done),
             "within_max_trials": sum(future.runs <= search.max_trials for future in done),
         },
-    }
+    }  # fmt: skip
 
 
 def precision_text(found: dict[str, Any]) -> str:
@@ -62,9 +60,10 @@ def precision_text(found: dict[str, Any]) -> str:
         between = "unknown" if row["seed_sd"] is None else f"{row['seed_sd']:.4f}"
         lines.append(f"{row['name']:<52}{row['noise_sd']:>12.4f}{between:>15}")
     (low, runs, high), (_, tokens, _), (_, seeds, _) = (forecast[name] for name in ("runs", "tokens", "seeds"))
+    goal = f"a frontier known to {asked['practical']:g} nats" if "practical" in asked else f"an interval of lambda* at most {asked['ci_width']:g} wide, or a curve known to be flat"  # fmt: skip
     lines += [
         "",
-        f"asked for       an interval of lambda* at most {asked['ci_width']:g} wide, or a curve known to be flat",
+        f"asked for       {goal}",
         f"it takes        about {runs} runs of {seeds} seeds, {tokens:,} tokens; {low} to {high} runs in 8 of 10 futures",
         f"reached in      {forecast['reach_it']} of {forecast['futures']} futures within {MOST_RUNS} runs and the seeds given, {forecast['within_max_trials']} within max_trials {asked['max_trials']}",
     ]  # fmt: skip

@@ -31,7 +31,7 @@ class Part:
     html: str
 
 
-def head(sweep: Sweep, summary: dict[str, Any], drawn: bool) -> str:
+def head(sweep: Sweep, summary: dict[str, Any], drawn: list[str]) -> str:
     """Under the verdict: the answer in numbers, its figure, and why the search ended."""
     optimum, tokens = summary["optimum"], summary["tokens"]
     tiles = []
@@ -45,10 +45,24 @@ def head(sweep: Sweep, summary: dict[str, Any], drawn: bool) -> str:
             if optimum["lambda"] != end:  # an end is no better than itself
                 gain = optimum[f"gain_over_{end}"]
                 tiles.append((f"{gain['value']:.3f} nats", f"below {name} {_interval(gain)}"))
+    if sweep.spec.objective.losses and summary["tradeoffs"]:
+        (found,) = summary["tradeoffs"]
+        kept = [level["kept"] for level in found["levels"]]
+        tiles = [
+            (f"{sum(kept)} of {len(kept)}", "levels may lie on the frontier"),
+            (f"{found['known95']:.3f} nats", f"to which that is known, with 95% probability; asked for: {sweep.spec.objective.practical:g}"),
+        ]  # fmt: skip
     tiles.append((words.tokens(tokens["trained"]), "tokens trained" + (f"; one path per trial: {tokens['saved_factor']:.3g} times as many" if tokens["saved_factor"] else "")))  # fmt: skip
     boxes = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
     parts = [f'<ul class="tiles">{boxes}</ul>']
-    if drawn:
+    if "tradeoff" in drawn:
+        losses = sweep.spec.objective.losses or []
+        of_all = f" of all {len(losses)} losses" if len(losses) > 2 else ""
+        parts += [
+            figure("tradeoff", f"{' against '.join(losses[:2])} of every level, on the frontier or not"),
+            note(f"Fitted losses of every level{' and choice' * (len(sweep.spec.choices) > 1)}, fine-tuned at {sweep.spec.objective.finetune_lr:g}; lower left is better. The larger a point, the more probably it lies on the frontier{of_all}; filled: with a fifth or more."),
+        ]  # fmt: skip
+    if "optimum" in drawn:
         parts += [
             figure("optimum", f"{summary['objective']['name']} against lambda: runs, fitted mean and 95% band, lambda* and its interval"),
             note(f"{words.sentence(summary['objective']['name'])} against lambda. Shaded green: the 95% interval of lambda*. The curve is a Gaussian process with paired seed effects; bars: how probable each level of the ladder is to be the best. Click a point to pin its recipe."),
@@ -125,12 +139,13 @@ def _tradeoffs(sweep: Sweep, traded: list[dict[str, Any]]) -> str:
     if not traded:
         return ""
     sets = [", ".join(found["losses"]) for found in traded]
-    header = ["lambda", *(f"{part}: {losses}" for losses in sets for part in ("probability", "kept")), *(f"{loss} above its least" for loss in traded[-1]["losses"])]  # fmt: skip
+    several = len(sweep.spec.choices) > 1
+    header = ["lambda", *["choice"] * several, *(f"{part}: {losses}" for losses in sets for part in ("probability", "kept")), *(f"{loss} above its least" for loss in traded[-1]["losses"])]  # fmt: skip
     rows = [
-        [f"{last['lambda']:.3g}", *(value for level in levels for value in (f"{level['probability']:.2f}", "yes" if level["kept"] else "")), *(last[loss] for loss in traded[-1]["losses"])]
+        [f"{last['lambda']:.3g}", *[last["choice"]] * several, *(value for level in levels for value in (f"{level['probability']:.2f}", "yes" if level["kept"] else "")), *(last[loss] for loss in traded[-1]["losses"])]
         for levels in zip(*(found["levels"] for found in traded), strict=True) for last in levels[-1:]
     ]  # fmt: skip
-    led = ", of the choice that leads" if len(sweep.spec.choices) > 1 else ""
+    led = ", of the choice that leads" if several and not sweep.spec.objective.losses else ""
     return (
         f"<h3>Which lambda may lie on the frontier, fine-tuned at {sweep.spec.objective.finetune_lr:g}{led}</h3>"
         + "".join(f"<p>{escape(words.tradeoff(found))}</p>" for found in traded)
@@ -188,26 +203,25 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
     rounds = tables["search"]
     if rounds.empty:
         return ""
-    several = len(sweep.spec.choices) > 1
+    frontier = bool(sweep.spec.objective.losses)
     rows = [
         ["anchors" if row["round"] == 0 else str(row["round"]), row["chosen"], row["runs"], row["tokens"],
-         "-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], row["hypervolume"], words.verdict_name(row["verdict"]) or "-"]
+         *([row["known"]] if frontier else ["-" if row["lo"] != row["lo"] else f"{row['lambda']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]", row["hi"] - row["lo"], words.verdict_name(row["verdict"]) or "-"]), row["hypervolume"]]
         for row in rounds.to_dict("records")
     ]  # fmt: skip
     header = [
         "round",
-        "chosen, as lambda:seed" + ":choice" * several,
+        "chosen, as lambda:seed" + ":choice" * (len(sweep.spec.choices) > 1),
         "runs",
         "tokens",
-        "lambda* afterwards",
-        "width",
+        *(["frontier known to, nats"] if frontier else ["lambda* afterwards", "width", "verdict"]),
         "hypervolume",
-        "verdict",
     ]
-    picture = figure("search", "interval of lambda* and its width against tokens trained") if "search" in drawn else ""
+    aim = "to how many nats the frontier is known" if frontier else "interval of lambda* and its width"
+    picture = figure("search", f"{aim}, against tokens trained") if "search" in drawn else ""
     return section(
         "search", "What the search did, and why it stopped", f"<p>{escape(_stopped(sweep, summary))}</p>", picture,
-        note("Runs are chosen, a few at a time, where they teach most about the best lambda for each token that must be trained. Tokens: what a round added to what was trained already. Hypervolume: the area, in nats squared, of fine-tuning and retained losses that some run so far beats, up to the worst of all runs."),
+        note(f"Runs are chosen, a few at a time, where they teach most about {'each of the losses' if frontier else 'the best lambda'} for each token that must be trained. Tokens: what a round added to what was trained already. Hypervolume: the area, in nats squared, of fine-tuning and retained losses that some run so far beats, up to the worst of all runs."),
         details("rounds", f"Each round's choice: {words.counted(len(rows), 'round')}", table(header, rows, "rounds of the search", "scroll")),
     )  # fmt: skip
 
@@ -215,6 +229,8 @@ def _search(sweep: Sweep, summary: dict[str, Any], tables: Tables, drawn: list[s
 def _stopped(sweep: Sweep, summary: dict[str, Any]) -> str:
     """Why the search ended, and how far it came."""
     said, asked = f"{words.sentence(summary['stop_reason'])}.", sweep.spec.search.ci_width
+    if sweep.spec.objective.losses and summary["tradeoffs"] and "is known to" not in said:
+        return f"{said} The frontier is known to {summary['tradeoffs'][0]['known95']:.3f} nats; {sweep.spec.objective.practical:g} was asked for."
     if not (optimum := summary["optimum"]) or "interval of lambda*" in said:
         return said
     width = optimum["ci95"][1] - optimum["ci95"][0]
@@ -282,10 +298,11 @@ def _data(sweep: Sweep, summary: dict[str, Any], samples: str) -> str:
 
 def _noise(summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:
     optimum = summary["optimum"]
-    if optimum is None:
+    if tables["optima"].empty:
         return ""
     rows = [[row["question"], row["noise_sd"], float(row["seed_sd"]), row["runs"]] for row in tables["optima"].to_dict("records")]  # fmt: skip
-    said = f"Near lambda*, one run differs from its seed's curve by {optimum['noise_sd']:.4f} nats (sd); between seeds: {words.between_seeds(optimum)}. Seeds are paired, so offsets between them cancel in every comparison."  # fmt: skip
+    near = f"Near lambda*, one run differs from its seed's curve by {optimum['noise_sd']:.4f} nats (sd); between seeds: {words.between_seeds(optimum)}. " if optimum else ""  # fmt: skip
+    said = f"{near}Seeds are paired, so offsets between them cancel in every comparison."
     picture = figure("noise", "sd of one run against lambda, by question") if "noise" in drawn else ""
     return section("noise", "Noise", f"<p>{escape(said)}</p>", picture, table(["loss", "sd of a run", "sd between seeds", "runs"], rows, "noise by loss"))  # fmt: skip
 

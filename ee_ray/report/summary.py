@@ -14,6 +14,7 @@ from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
 from ee_ray.quote import epochs
+from ee_ray.report import words
 from ee_ray.report.answers import Answer, answers, tradeoffs
 from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
@@ -95,16 +96,18 @@ def _frontiers(means: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _tradeoffs(traded: Mapping[tuple[str, ...], Tradeoff], steps: int) -> list[dict[str, Any]]:
+def _tradeoffs(traded: Mapping[tuple[str, ...], Tradeoff], steps: int, first: int) -> list[dict[str, Any]]:
     """For each set of losses, every level's probability to lie on their frontier, its losses above their least, and by
-    how much, with 95% probability, a level left out is at most better than the kept (`short` of tradeoff.py); nats."""
+    how much, with 95% probability, a level left out is at most better than the kept (`short` of tradeoff.py) and what is
+    kept may be wrong at all (`known`); nats. first: the choice of the first levels."""
     return [
         {
             "losses": list(losses),
             "short95": round(found.short, 5),
+            "known95": round(found.known, 5),
             "levels": [
-                {"lambda": level / steps, "probability": round(float(chance), 3), "kept": bool(kept), **dict(zip(losses, above.round(5).tolist(), strict=True))}
-                for level, (chance, kept, above) in enumerate(zip(found.chance, found.kept, found.means - found.means.min(axis=0), strict=True))
+                {"lambda": place % (steps + 1) / steps, "choice": first + place // (steps + 1), "probability": round(float(chance), 3), "kept": bool(kept), **dict(zip(losses, above.round(5).tolist(), strict=True))}
+                for place, (chance, kept, above) in enumerate(zip(found.chance, found.kept, found.means - found.means.min(axis=0), strict=True))
             ],
         }
         for losses, found in traded.items()
@@ -212,7 +215,9 @@ def summarize(
         "epochs": epochs(sweep),
         "trials": rows[COLUMNS].to_dict("records"),
         "frontiers": _frontiers(seed_means(ledger.rows)) if len(ledger.rows) else {},
-        "tradeoffs": _tradeoffs(tradeoffs(sweep, ledger), sweep.spec.search.ladder),
+        "tradeoffs": _tradeoffs(
+            tradeoffs(sweep, ledger), sweep.spec.search.ladder, 0 if goal.losses else ledger.choice
+        ),
         "comparison": _comparison(contrasted or contrast(ledger.rows)),
         "failures": ledger.failures,
         "provenance": _provenance(sweep, ledger),
@@ -222,6 +227,8 @@ def summarize(
 def verdict_sentence(summary: dict[str, Any]) -> str:
     """The answer in words."""
     optimum = summary["optimum"]
+    if summary["objective"]["losses"] and summary["tradeoffs"]:
+        return words.tradeoff(summary["tradeoffs"][0])
     if optimum is None:
         if len(summary["provenance"]["spec"]["search"]["anchors"]) == 2:
             return "Frontiers of two levels of lambda; no lambda* was sought."

@@ -37,7 +37,7 @@ TABLES = {
     "bands": "95% band of each method's hull over seeds",
     "gaps": "how much more mixed recipes keep than unmixed ones at the same fine-tuning loss",
     "tradeoffs": "posterior probability that a level lies on the frontier of several losses at the objective's fine-tuning rate, whether it is kept, its fitted losses above their least, and by how much a level left out is at most better than the kept (95%)",
-    "search": "round by round: runs chosen, tokens spent, the interval of lambda* afterwards, and the area (nats^2) of losses (L_ft, L_ret) that some run beats, up to the worst of all",
+    "search": "round by round: runs chosen, tokens spent, the interval of lambda* afterwards or to how many nats the frontier that is asked for is known, and the area (nats^2) of losses (L_ft, L_ret) that some run beats, up to the worst of all",
     "stages": "the stage tree: tokens, who shares a stage, how long it took and where",
     "training": "training curves of all stages",
     "paper_allocations": "the paper's Figure 3, where this sweep asks the same",
@@ -189,7 +189,7 @@ def _tradeoffs(traded: list[dict[str, Any]]) -> pd.DataFrame:
         for each in traded
         for level in each["levels"]
     ]
-    return pd.DataFrame(rows, columns=["losses", "lambda", "probability", "kept", "L_ft", "L_ret", "L_pre", "short95"])  # fmt: skip
+    return pd.DataFrame(rows, columns=["losses", "lambda", "choice", "probability", "kept", "L_ft", "L_ret", "L_pre", "L_im", "short95"])  # fmt: skip
 
 
 def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:
@@ -206,10 +206,23 @@ def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:
             "round": number, "runs": len(each.runs), "tokens": each.tokens, "total_tokens": total,
             "lambda": each.optimum.lambda_star if each.optimum else np.nan, "lo": low, "hi": high,
             "verdict": each.optimum.verdict if each.optimum else "",
+            "known": each.frontier.known if each.frontier else np.nan,
             "hypervolume": hypervolume(so_far, corner) if len(so_far) else 0.0,
             "chosen": ", ".join(f"{point.level / spec.search.ladder:g}:{point.seed}" + f":{point.choice}" * (len(spec.choices) > 1) for point in each.runs),
         })  # fmt: skip
-    columns = ["round", "runs", "tokens", "total_tokens", "lambda", "lo", "hi", "verdict", "hypervolume", "chosen"]
+    columns = [
+        "round",
+        "runs",
+        "tokens",
+        "total_tokens",
+        "lambda",
+        "lo",
+        "hi",
+        "verdict",
+        "known",
+        "hypervolume",
+        "chosen",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -1,5 +1,6 @@
 """What the report says in words: gains, noise, counts, sizes."""
 
+from itertools import groupby
 from typing import Any
 
 APART = "Mixed and unmixed recipes share no fine-tuning loss at which to compare them."
@@ -32,6 +33,16 @@ def advice(optimum: dict[str, Any] | None) -> str:
         "flat": "Split D_post as is convenient: it makes no difference that matters.",
         "undetermined": "The runs do not say yet how to split D_post.",
     }[optimum["verdict"]]
+
+
+def advice_on(found: dict[str, Any], practical: float) -> str:
+    """What to do where a frontier is asked for, of its entry of the summary's `tradeoffs`, in one sentence."""
+    kept = sorted({level["lambda"] for level in found["levels"] if level["kept"]})
+    if found["known95"] > practical:
+        return f"The runs do not say yet, to {practical:g} nats, which lambda lie on the frontier."
+    if len(kept) == 1:
+        return f"Mix about {kept[0]:.0%} of D_post into pretraining: it is best by {_listed(found['losses'])} alike."
+    return f"Choose lambda, between {kept[0]:.3g} and {kept[-1]:.3g}, by what each loss is worth to you: none of the levels named is beaten in all of them by more than {practical:g} nats."
 
 
 def counted(number: int, thing: str) -> str:
@@ -73,20 +84,30 @@ def compared(found: dict[str, Any] | None) -> str:
 
 
 def tradeoff(found: dict[str, Any]) -> str:
-    """Which levels may lie on a frontier and what that may be wrong by, of an entry of the summary's `tradeoffs`."""
-    kept, out = (
-        [f"{level['lambda']:.3g}" for level in found["levels"] if level["kept"] == yes] for yes in (True, False)
-    )
+    """Which levels may lie on a frontier and what that may lack, of an entry of the summary's `tradeoffs`."""
+    if all(level["kept"] for level in found["levels"]):
+        return on_frontier(found)
+    return f"{on_frontier(found)} With 95% probability each level left out has one among these that is at most {found['short95']:.3f} nats worse in any of the losses."
+
+
+def on_frontier(found: dict[str, Any]) -> str:
+    """Which levels may lie on it, alone."""
+    by_choice = {choice: list(levels) for choice, levels in groupby(found["levels"], key=lambda level: level["choice"])}
+    which = [
+        _levels(levels) + f" with choice {choice}" * (len(by_choice) > 1)
+        for choice, levels in by_choice.items() if any(level["kept"] for level in levels)
+    ]  # fmt: skip
+    return f"By {_listed(found['losses'])}, {_listed(which)} may lie on the frontier."
+
+
+def _levels(levels: list[dict[str, Any]]) -> str:
+    """Those that are kept, or all but the others, or how many."""
+    kept, out = ([f"{level['lambda']:.3g}" for level in levels if level["kept"] == yes] for yes in (True, False))
     if len(kept) < 12 and out:
-        which = f"lambda {_listed(kept)}"
-    elif len(out) < 12:
-        which = "every level of lambda" + (f" but {_listed(out)}" if out else "")
-    else:
-        which = f"{len(kept)} levels of lambda between {kept[0]} and {kept[-1]}"
-    said = f"By {_listed(found['losses'])}, {which} may lie on the frontier."
-    if out:
-        said += f" With 95% probability each level left out has one among these that is at most {found['short95']:.3f} nats worse in any of the losses."
-    return said
+        return f"lambda {_listed(kept)}"
+    if len(out) < 12:
+        return "every level of lambda" + (f" but {_listed(out)}" if out else "")
+    return f"{len(kept)} levels of lambda between {kept[0]} and {kept[-1]}"
 
 
 def _listed(names: list[str]) -> str:

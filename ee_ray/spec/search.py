@@ -45,7 +45,7 @@ class Search(Strict):
     max_gpu_hours: GpuHours | None = None
     """budget of GPU time: no run begins that would exceed it, by what a token has taken so far; the first ones are not known"""
     ci_width: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """the search ends when the 95% interval of lambda* is no wider"""
+    """the search ends when the 95% interval of lambda* is no wider; not asked of a frontier (objective.loss: pareto)"""
     choices: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """other fields to choose with lambda: lists of values by dotted name, such as posttrain.learning_rate"""
 
@@ -95,9 +95,11 @@ class Objective(Strict):
     - `L_im`: immediate loss, before fine-tuning
     - `L_ret_matched`: retained loss where fine-tuning has come down to `finetune_loss`, between a recipe's own rates
     - `weighted`: the sum of `weights` times L_ret, L_ft, L_pre and L_im, fine-tuned at `finetune_lr`
+    - `pareto`: none of its own, but the Pareto frontier of `losses`, fine-tuned at `finetune_lr`: which levels and choices lie
+      on it, to within `practical` nats. There is no lambda* then
     """
 
-    loss: Literal["L_ret", "L_im", "L_ret_matched", "weighted"] = "L_ret"
+    loss: Literal["L_ret", "L_im", "L_ret_matched", "weighted", "pareto"] = "L_ret"
     """which loss lambda* minimises"""
     finetune_lr: float
     """the fine-tuning rate at which it is read: one of stages.finetune.learning_rates"""
@@ -105,12 +107,16 @@ class Objective(Strict):
     """the fine-tuning loss to compare at, for loss: L_ret_matched"""
     weights: dict[Literal["L_ret", "L_ft", "L_pre", "L_im"], float] | None = None
     """of the losses, for loss: weighted"""
+    losses: Annotated[list[Literal["L_ret", "L_ft", "L_pre", "L_im"]], Field(min_length=2)] | None = None
+    """that all matter, two or more, for loss: pareto"""
     practical: Nats = 0.01
     """differences below this do not matter"""
 
     @model_validator(mode="after")
     def _complete(self) -> "Objective":
-        for loss, name in (("L_ret_matched", "finetune_loss"), ("weighted", "weights")):
+        for loss, name in (("L_ret_matched", "finetune_loss"), ("weighted", "weights"), ("pareto", "losses")):
             if (self.loss == loss) != bool(getattr(self, name)):
                 raise ValueError(f"{name} goes with loss: {loss}, and loss: {loss} needs it")
+        if self.losses and len(set(self.losses)) < len(self.losses):
+            raise ValueError(f"losses must not repeat one, got {', '.join(self.losses)}")
         return self
