@@ -13,10 +13,8 @@ from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 NOTES = "search.json"
-COLUMNS = [
-    "lambda", "seed", "choice", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
-    "pretrain_key", "posttrain_key", "finetune_key",
-]  # fmt: skip
+LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
+COLUMNS = ["lambda", "seed", "choice", "finetune_lr", *LOSSES, "pretrain_key", "posttrain_key", "finetune_key"]
 
 
 @dataclass(frozen=True)

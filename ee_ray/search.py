@@ -33,8 +33,8 @@ from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD, call_process
 from ee_ray.disk import drop_torn_line, is_ended
 from ee_ray.errors import common_cause
-from ee_ray.events import link_runs, unlink_removed
-from ee_ray.ledger import Ledger, failure_of, note, settled, trial_rows
+from ee_ray.events import link_runs, recipe_name, unlink_removed
+from ee_ray.ledger import LOSSES, Ledger, failure_of, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import Replay, Rounds, estimate, estimate_frontier
 from ee_ray.spec.sweep import SweepSpec
@@ -43,7 +43,6 @@ from ee_ray.store import Store
 POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few seconds
 METRIC = "objective"
 DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
-LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 NOTHING = dict.fromkeys((METRIC, *LOSSES), math.nan)  # what a trial without a result tells, for Tune insists on metrics
 STUDY = "optuna.journal"
 
@@ -58,6 +57,9 @@ class Job:
 
     def trial(self, config: Mapping[str, int]) -> Trial:
         return build_trial(self.spec, self.data, Point(**config))
+
+    def name(self, config: Mapping[str, int]) -> str:
+        return recipe_name(Point(**config), self.spec.search.ladder, len(self.spec.choices))
 
     def orders(self, trial: Trial) -> list[Order]:
         how = self.spec.execution
@@ -330,7 +332,7 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[
     """What the trial tells Tune; None if the sweep ends before it."""
     if ray.get(board.closed.remote()):
         return None
-    trial, name = job.trial(config), _run_name(job.spec.search.ladder, config)
+    trial, name = job.trial(config), job.name(config)
     stages = distinct([trial])
     keys, states = list(stages), dict[str, State]()
     began = time.monotonic()
@@ -355,7 +357,7 @@ def search_on_ray(
 ) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
-    name = partial(_trial_name, job.spec.search.ladder)
+    name = partial(_trial_name, job)
     tuner = tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
@@ -382,14 +384,9 @@ def search_on_ray(
         raise
 
 
-def _trial_name(ladder: int, trial: Any) -> str:
+def _trial_name(job: Job, trial: Any) -> str:
     """What folders and trackers call a trial: people know it by lambda and seed."""
-    return f"{_run_name(ladder, trial.config)}-{trial.trial_id}"
-
-
-def _run_name(ladder: int, config: Mapping[str, Any]) -> str:
-    choice = f"-choice{config['choice']:02d}" if "choice" in config else ""
-    return f"lambda{config['level'] / ladder:.4g}-seed{config['seed']}{choice}"
+    return f"{job.name(trial.config)}-{trial.trial_id}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:

@@ -9,11 +9,10 @@ from typing import Any, get_args
 
 import yaml
 
-from ee_ray.ledger import Ledger
+from ee_ray.ledger import LOSSES, Ledger
 from ee_ray.report import paper, words
 from ee_ray.report.figures import MOST_BANDS
 from ee_ray.report.html import Html, details, figure, note, section, table
-from ee_ray.report.summary import LOSSES
 from ee_ray.report.tables import TABLES, Tables
 from ee_ray.spec.data import ROLES
 from ee_ray.spec.stages import Kind
