@@ -10,7 +10,8 @@
 set -euo pipefail
 source .venv/bin/activate
 
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.ray_token # one token for each job, seen by all of its nodes
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.ray_token.$SLURM_JOB_ID # one for each job, seen by all of its nodes
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 (umask 077 && openssl rand -hex 32 > "$RAY_AUTH_TOKEN_PATH")
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds; the default of 30 is short for cold nodes
 

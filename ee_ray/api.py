@@ -7,6 +7,7 @@
 """
 
 import warnings
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ee_ray.frontier import frontiers
 from ee_ray.launch import train
-from ee_ray.ledger import LOSSES, read_ledger
+from ee_ray.ledger import LOSSES, Ledger, read_ledger
 from ee_ray.log import keeping
 from ee_ray.optimum import Optimum
 from ee_ray.propose import estimate
@@ -23,6 +24,7 @@ from ee_ray.registered import ANOTHER, changed_sources, open_as_it_ran
 from ee_ray.report.page import write_report
 from ee_ray.report.summary import seed_means
 from ee_ray.sweep import Sweep, open_sweep, prepare_if_quick
+from ee_ray.told import failure_text
 
 __all__ = ["Sweep", "frontier", "ledger", "load_sweep", "optimum", "plan", "report", "run"]
 
@@ -65,13 +67,25 @@ def run(sweep: Sweep, address: str | None = None, local: bool = False, quiet: bo
     >>> len(run(load_sweep("tiny.yaml"), local=True, quiet=True))  # finished before: nothing is trained again
     16
 
+    Warns of each stage that failed, and of what ended the sweep before it had its answer.
+
     Raises:
         UserError: something that can be mended: data, model, resources.
     """
     sweep = open_sweep(sweep.path, sweep.store.place)
     sweep.store.create()
     with keeping(sweep.store, sweep.spec.name, quiet) as log:
-        return train(sweep, address, local, log)[0].rows
+        ended, stopped = train(sweep, address, local, log)
+    for problem in [*starmap(failure_text, ended.failures.items()), *filter(None, [_unfinished(ended, stopped)])]:
+        warnings.warn(problem, stacklevel=2)
+    return ended.rows
+
+
+def _unfinished(ended: Ledger, stopped: str | None) -> str | None:
+    """Why the search has not ended by itself, if it has not."""
+    if not (left := len(ended.decision.outstanding)):
+        return None
+    return f"{left} trials of the search's current round are not finished: {stopped or 'stages of theirs failed'}; running it again goes on"
 
 
 def ledger(sweep: Sweep) -> pd.DataFrame:

@@ -69,6 +69,10 @@ class Bucket:
             for name, parts in sorted(items.items())
         ]
 
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder."""
+        return [entry.name for entry in self.entries(folder)]
+
     def total(self) -> int:
         """Bytes of all that the store holds."""
         return sum(entry.bytes for entry in self._objects.listed(""))

@@ -1,7 +1,7 @@
 """The command line. One boundary: the user's mistakes print clean and exit 2, bugs keep their traceback.
 
-Exit codes: 0 done; 2 the input is wrong; 3 some stages failed, or the cluster or the room on the store's disk was lost: the
-rest is kept; 130 interrupted.
+Exit codes: 0 done; 1 `verify` found what does not match; 2 the input is wrong; 3 some stages failed, or the cluster or the
+room on the store's disk was lost: the rest is kept; 130 interrupted.
 """
 
 import json
@@ -251,7 +251,8 @@ def _finish(
     sweep: Any, ledger: Any, log: Any, seconds: float | None = None, stopped: str | None = None, as_json: bool = False,
     browser: str | None = None,
 ) -> None:  # fmt: skip
-    """Write the report, tell the verdict, and exit 3 if stages failed. `as_json` prints the summary, for scripts;
+    """Write the report, tell the verdict, and exit 3 if stages failed, or if a run (`seconds` long) left some to train that
+    no budget forbade. `as_json` prints the summary, for scripts;
     `browser` draws images."""
     from ee_ray.report import words
     from ee_ray.report.page import write_report
@@ -274,14 +275,18 @@ def _finish(
     if drawn:
         log.tell(f"images: {folder / 'images'}, {len(drawn)} files")
     _tell_failures(sweep, ledger, log)
-    if ledger.failures or (ledger.decision.outstanding and not stopped):
+    left = (
+        ledger.decision.outstanding and not stopped and seconds is not None
+    )  # whoever only reads may come in the middle
+    if ledger.failures or left:
         sys.exit(FAILED)
 
 
 def _tell_failures(sweep: Any, ledger: Any, log: Any) -> None:
+    from ee_ray.told import failure_text
+
     for key, evidence in ledger.failures.items():
-        where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
-        log.alarm(f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}")
+        log.alarm(failure_text(key, evidence))
         for line in evidence.get("log", [])[-5:]:
             log.alarm(f"    {line}")
         log.alarm(f"  rerun: ee-ray run {sweep.path} --storage {sweep.store.place} --local")
@@ -297,7 +302,7 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
 
     from ee_ray.ledger import read_ledger
     from ee_ray.log import keeping
-    from ee_ray.propose import anchors
+    from ee_ray.propose import anchors, estimate
     from ee_ray.report.precision import precision, precision_text
     from ee_ray.sweep import open_sweep
 
@@ -305,12 +310,16 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
     search = sweep.spec.search.model_copy(update={"max_trials": len(anchors(sweep.spec))})
     sweep.store.create()
     with keeping(sweep.store, sweep.spec.name) as log:
-        _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)
+        trained, stopped = _train(replace(sweep, spec=sweep.spec.model_copy(update={"search": search})), address, local, log)  # fmt: skip
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         _tell_failures(sweep, ledger, log)
+        if missing := len(trained.decision.outstanding):
+            log.alarm(f"{missing} of {search.max_trials} anchors are not trained{f': {stopped}' if stopped else ''}; the same command goes on")  # fmt: skip
+    if missing and estimate(sweep.spec, ledger.results) is None:
+        sys.exit(FAILED)
     found = precision(sweep, ledger)
     click.echo(json.dumps(found, indent=1) if as_json else fold(precision_text(found)))
-    if ledger.failures:
+    if ledger.failures or missing:
         sys.exit(FAILED)
 
 
@@ -325,9 +334,11 @@ def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -
 
     from ee_ray.ledger import read_ledger
     from ee_ray.propose import estimate
-    from ee_ray.transfer import predict
+    from ee_ray.transfer import predict, unlike
 
     sweeps = [_read(spec, storage) for spec in specs]
+    if differing := [f"{s.path}: {line}" for s in sweeps for line in unlike(sweeps[0].spec, s.spec)]:
+        raise UserError(differing)
     if frontiers := [sweep.path for sweep in sweeps if sweep.spec.objective.losses]:
         raise UserError(f"{path}: objective.loss is pareto: a frontier has no lambda* to predict" for path in frontiers)
     optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
@@ -377,19 +388,25 @@ def compare(specs: tuple[str, ...], apart: bool, out: Path, storage: str, as_jso
 
 
 @_sweep_command
-@click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends.")
+@click.option("--watch", is_flag=True, help="Look again every two seconds until the sweep ends, or nobody runs it.")
 @_json
 def status(spec: str, storage: str, watch: bool, as_json: bool) -> None:
     """Say how far SPEC is, from the store alone."""
+    from ee_ray import progress
     from ee_ray.ledger import read_ledger
     from ee_ray.told import state, status_text
 
-    sweep = _read(spec, storage)
+    sweep, heard = _read(spec, storage), time.monotonic()
     while True:
         ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
         found = state(ledger)
         click.echo(json.dumps(found) if as_json else fold(status_text(sweep.spec.name, sweep.store.place, found)))
         if not watch or ledger.decision.stop:
+            return
+        if progress.running(sweep.store, sweep.spec.name):
+            heard = time.monotonic()
+        elif time.monotonic() - heard >= progress.RUNNING_SECONDS:  # a run that begins has nothing to say for a while
+            click.echo(fold(f"nobody runs it: ee-ray run {spec} begins it, or goes on with it"), err=True)
             return
         time.sleep(2)
 
@@ -452,7 +469,8 @@ def dashboard(spec: str, storage: str, host: str, port: int) -> None:
     from ee_ray.dashboard import serve
 
     _catch()
-    serve(_read(spec, storage), host, port, lambda address: click.echo(f"{address} (Ctrl-C ends it)"))
+    ready, say = (lambda address: click.echo(f"{address} (Ctrl-C ends it)")), partial(click.echo, err=True)
+    serve(_read(spec, storage), host, port, ready, say)
 
 
 @_sweep_command
@@ -490,8 +508,8 @@ def gc(storage: str, delete: bool, as_json: bool) -> None:
 @_json
 def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what stage KEY is, or what differs between two."""
+    from ee_ray.identity import differences
     from ee_ray.store import Store
-    from ee_ray.verify import differences
 
     if len(keys) > 2:
         raise UserError(f"explain takes one key or two, got {len(keys)}")

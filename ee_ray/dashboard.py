@@ -15,13 +15,12 @@ from typing import Any
 from ee_ray.errors import UserError
 from ee_ray.identity import key_of
 from ee_ray.ledger import NOTES, read_ledger
-from ee_ray.progress import LIVE, STATES, answer_so_far, pace
+from ee_ray.progress import STATES, answer_so_far, pace, running
 from ee_ray.report.page import make_report
 from ee_ray.report.words import sentence
 from ee_ray.sweep import Sweep
 
 LOOK_SECONDS = 1.0
-RUNNING_SECONDS = 30.0  # a run that has said nothing for so long is not running, or cannot write
 SHARE = 0.25  # of the time may go into making reports: the same machine may be training
 
 
@@ -31,10 +30,10 @@ def version_of(sweep: Sweep) -> str:
 
 
 class Page:
-    """The newest report of a sweep, kept so by `follow`."""
+    """The newest report of a sweep, kept so by `follow`; `say` hears why it could not be made, once for each reason."""
 
-    def __init__(self, sweep: Sweep):
-        self.sweep, self.version, self.html = sweep, "", ""
+    def __init__(self, sweep: Sweep, say: Callable[[str], None] = lambda trouble: None):
+        self.sweep, self.version, self.html, self.say, self.trouble = sweep, "", "", say, ""
 
     def refresh(self) -> bool:
         """Make the report anew if the ledger has changed; whether it had."""
@@ -49,18 +48,31 @@ class Page:
         """Refresh until told to stop, resting long enough after each report while a run goes on."""
         due = 0.0
         while not stop.wait(LOOK_SECONDS):
-            if (started := time.monotonic()) < due and self.running():
-                continue
-            if self.refresh():
-                due = time.monotonic() + (time.monotonic() - started) * (1 / SHARE - 1)
+            due = self.look(due)
+
+    def look(self, due: float) -> float:
+        """Refresh, unless a run goes on and it is not `due` yet; when it is due next. What goes wrong is said, and the next
+        look may do better: a bucket comes back, a folder is readable again."""
+        started = time.monotonic()
+        try:
+            if started < due and self.running():
+                return due
+            made, self.trouble = self.refresh(), ""
+            if not made:
+                return due
+        except Exception as error:
+            trouble = f"the report could not be made, the page stays as it was: {type(error).__name__}: {error}"
+            if trouble != self.trouble:
+                self.say(trouble)
+            self.trouble = trouble
+        return time.monotonic() + (time.monotonic() - started) * (1 / SHARE - 1)
 
     def running(self) -> dict[str, Any] | None:
-        """What a run that goes on last noted of itself (progress.py)."""
-        live: dict[str, Any] | None = self.sweep.store.read_sweep(self.sweep.spec.name, LIVE)
-        return live if live and time.time() - live["time"] <= RUNNING_SECONDS else None
+        return running(self.sweep.store, self.sweep.spec.name)
 
     def state(self) -> dict[str, Any]:
-        return {"version": self.version, "html": strip(self.running())}
+        trouble = f"<p><strong>{escape(sentence(self.trouble))}</strong></p>" if self.trouble else ""
+        return {"version": self.version, "html": trouble + strip(self.running())}
 
 
 def strip(live: dict[str, Any] | None) -> str:
@@ -103,13 +115,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: a page asks every two seconds."""
 
 
-def serve(sweep: Sweep, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page of a sweep until interrupted; `ready` is called with its address once it can be opened.
+def serve(sweep: Sweep, host: str, port: int, ready: Callable[[str], None], say: Callable[[str], None]) -> None:
+    """Serve the page of a sweep until interrupted; `ready` is called with its address once it can be opened, `say` with
+    why a newer report could not be made.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    page, stop = Page(sweep), threading.Event()
+    page, stop = Page(sweep, say), threading.Event()
     try:
         server = ThreadingHTTPServer((host, port), partial(_Handler, page))
     except (OSError, OverflowError) as error:

@@ -162,6 +162,10 @@ class Disk:
         now = self._files.now() if found else 0.0
         return [Entry(name, changed, now - changed, length) for name, changed, length in found]
 
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder. Ages take a file of the disk's clock (`now`), which those who only read must not make."""
+        return sorted(path.name for path in (self.root / folder).glob("*"))
+
     def total(self) -> int:
         """Bytes of all that the store holds."""
         return size(self.root)

@@ -160,3 +160,18 @@ class Stage:
 
 def stage_of(identity: StageIdentity) -> Stage:
     return Stage(identity, key_of(identity.payload()))
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves that differ between two JSON values: (path, left, right); a side that lacks the leaf has None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [row for key in keys for row in differences(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
+    if isinstance(a, list) and isinstance(b, list):
+        longest = range(max(len(a), len(b)))
+
+        def side(values: list[Any], i: int) -> Any:
+            return values[i] if i < len(values) else None
+
+        return [row for i in longest for row in differences(side(a, i), side(b, i), f"{where}[{i}]")]
+    return [] if a == b else [(where, a, b)]

@@ -19,6 +19,7 @@ REFRESH_SECONDS = 1.0
 LINE_SECONDS = 15.0
 LIVE_SECONDS = 2.0
 LIVE = "live.json"
+RUNNING_SECONDS = 30.0  # a run that has said nothing for so long is not running, or cannot write
 STATES = ("waiting", "running", "done", "failed")
 
 Snapshot = Callable[[], dict[str, Any]]
@@ -124,6 +125,12 @@ def watching(console: Console, snapshot: Snapshot) -> Iterator[None]:
     with repeatedly(show, lambda error: console.print(f"progress display ended: {error}")):
         yield
         console.print(headline(snapshot()))
+
+
+def running(store: Store, sweep: str) -> dict[str, Any] | None:
+    """What a run of the sweep that goes on last noted of itself (`noting`); None if nobody runs it."""
+    live: dict[str, Any] | None = store.read_sweep(sweep, LIVE)
+    return live if live and time.time() - live["time"] <= RUNNING_SECONDS else None
 
 
 @contextmanager

@@ -126,11 +126,11 @@ def quote(
     check_placed(sweep)
     ledger = read_ledger(sweep.spec, sweep.data, sweep.store)
     stages = distinct(ledger.trials)
-    total = sum(stage.identity.tokens for stage in stages.values())
+    spent = sum(stage.identity.tokens for key, stage in stages.items() if key not in ledger.prices.found)
     search = sweep.spec.search
     later = 0 if ledger.decision.stop else max(search.max_trials - len(ledger.trials), 0)
     dearest = max(sum(s.identity.tokens for s in distinct([trial]).values()) for trial in ledger.trials)
-    room = max(search.max_tokens - total, 0) if search.max_tokens else later * dearest
+    room = max(search.max_tokens - spent, 0) if search.max_tokens else later * dearest
     vocabulary = sweep.vocab_size() or VOCABULARY
     params = parameters(sweep.spec.model_config_fields, vocabulary)
     rates, rate_source = _rates(sweep, ledger, _flops_per_token(sweep, params), measured)

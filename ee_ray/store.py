@@ -271,7 +271,7 @@ class Store:
 
     def failed(self) -> set[str]:
         """Keys of the stages that there is evidence of."""
-        return {entry.name.removesuffix(".json") for entry in self.items.entries("failures")}
+        return {name.removesuffix(".json") for name in self.items.names("failures")}
 
     def logs(self, name: str) -> Path:
         """What runs of a sweep said, a file for each."""
@@ -293,7 +293,7 @@ class Store:
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps that have left something here."""
-        return [entry.name for entry in self.items.entries("sweeps")]
+        return self.items.names("sweeps")
 
     def write_sweep(self, name: str, file: str, value: Any) -> None:
         self._files.write(f"{self._name('sweeps', name)}/{file}", _json(value))

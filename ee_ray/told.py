@@ -69,6 +69,12 @@ def state(ledger: Ledger) -> dict[str, Any]:
     }
 
 
+def failure_text(key: str, evidence: dict[str, Any]) -> str:
+    """Which stage failed, where, and of what, in one line."""
+    where = f"rank {evidence.get('rank', '?')} on {evidence.get('host', '?')}"
+    return f"failed: {evidence.get('kind', 'stage')} {key}, {where}: {evidence['error']}"
+
+
 def status_text(name: str, store: str, state: dict[str, Any]) -> str:
     """The same in one sentence."""
     stages, trials, tokens = state["stages"], state["trials"], state["tokens"]

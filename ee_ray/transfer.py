@@ -10,13 +10,17 @@ priors: with two or three sweeps any point estimate would be a fiction.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
+from ee_ray.identity import differences
 from ee_ray.kernels import Array
 from ee_ray.optimum import SURE
+from ee_ray.spec.search import Search
+from ee_ray.spec.sweep import SweepSpec
 
 FINE = np.linspace(0, 1, 129)
 AT_MIDDLE = np.linspace(-0.5, 1.5, 61)  # a, at the sizes' geometric mean; flat prior
@@ -25,6 +29,13 @@ SHIFT_SD = 0.1  # of its normal prior: an optimum that crosses half of [0, 1] in
 SCATTERS = np.array(
     [0.05, 0.1, 0.2]
 )  # s; equal prior weights; above the steps of the grid, or sharp sweeps fall between
+# What may differ between sweeps of one question: what makes D_post larger, how the answer was sought, and where.
+MAY_DIFFER: Any = {
+    "data": {"post": {"size"}},
+    "stages": {"posttrain": {"tokens", "passes"}},
+    "search": set(Search.model_fields) - {"choices"},
+    **dict.fromkeys(("schema_version", "name", "execution"), True),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,15 @@ class Prediction:
     ci95: tuple[float, float]
     shift: float
     shift_ci95: tuple[float, float]
+
+
+def unlike(first: SweepSpec, other: SweepSpec) -> list[str]:
+    """Fields by which two sweeps ask different questions, not the same one at two sizes of D_post; a line for each."""
+    one, two = (spec.model_dump(mode="json", exclude=MAY_DIFFER) for spec in (first, other))
+    return [
+        f"{field} is {theirs!r}, and {mine!r} in {first.name}: transfer takes sweeps that differ in the size of D_post alone"
+        for field, mine, theirs in differences(one, two)
+    ]
 
 
 def predict(sizes: Sequence[float], posteriors: Sequence["pd.Series[float]"], size: float) -> Prediction:

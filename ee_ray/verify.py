@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ee_ray.data.pack import digests
+from ee_ray.identity import differences
 from ee_ray.ledger import read_ledger
 from ee_ray.report.summary import summarize
 from ee_ray.spec.data import ROLES
@@ -41,18 +41,3 @@ def problems_of(sweep: Sweep, report: Path) -> tuple[list[str], int]:
         if fields:
             problems.append(f"{report / 'summary.json'}: differs from the store in {', '.join(fields[:5])}: run `ee-ray report {sweep.path}`")  # fmt: skip
     return problems, checked
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves that differ between two JSON values: (path, left, right); a side that lacks the leaf has None."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        return [row for key in keys for row in differences(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
-    if isinstance(a, list) and isinstance(b, list):
-        longest = range(max(len(a), len(b)))
-
-        def side(values: list[Any], i: int) -> Any:
-            return values[i] if i < len(values) else None
-
-        return [row for i in longest for row in differences(side(a, i), side(b, i), f"{where}[{i}]")]
-    return [] if a == b else [(where, a, b)]

@@ -29,6 +29,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("ee_ray", deadline=None)  # machines that others use too have no time of their own
 settings.load_profile("ee_ray")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that test (make test), one starts all clusters, one after another, and first; a file's tests share
+    what is set up for them, and so a process."""
+    items.sort(key=lambda item: not _starts_cluster(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("clusters" if _starts_cluster(item) else item.path.stem))
+
+
+def _starts_cluster(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("ray", "hosts"))
+
+
 ROOT = Path(__file__).resolve().parent.parent
 CORPORA = ROOT.parent / "shared" / "corpora"
 

@@ -124,7 +124,7 @@ def serving(folder: Path) -> Iterator[Server]:
             process.wait()
 
 
-def wait_for(condition, *running: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(condition, *running: subprocess.Popen, seconds: float = 120) -> None:
     """Wait until the condition holds, while all of these run."""
     end = time.monotonic() + seconds
     while not condition():

@@ -112,7 +112,7 @@ def test_a_click_pins_the_recipe_with_its_keys_and_escape_unpins_it(report, fini
     report.page.wait_for_timeout(300)
     report.page.mouse.click(*place)
     pin = report.page.locator(".pin")
-    pin.wait_for(timeout=5_000)
+    pin.wait_for(timeout=60_000)
     text = pin.inner_text()
     assert any(row["finetune_key"] in text and row["pretrain_key"] in text for row in finished.summary()["trials"])
     report.page.keyboard.press("Escape")
@@ -132,7 +132,7 @@ def test_the_keyboard_reaches_the_verdict_and_pins_recipes(report):
 def test_training_curves_are_drawn_when_they_are_asked_for(report):
     assert report.page.locator("#training-pretrain svg").count() == 0
     report.page.locator("#training summary").click()
-    report.page.locator("#training-finetune svg.main-svg").first.wait_for(timeout=10_000)
+    report.page.locator("#training-finetune svg.main-svg").first.wait_for(timeout=60_000)
     assert report.page.evaluate("document.getElementById('training-pretrain').data.length") == 2  # lambda 0, two seeds
 
 
@@ -183,7 +183,7 @@ def test_a_live_page_takes_in_what_is_published_while_it_is_open(browser, copy):
         live = {"schema": 1, "time": time.time(), "ray_dashboard": "http://127.0.0.1:8265", "counts": {"waiting": 3, "running": 1, "done": 24, "failed": 0},
                 "running": [["slot0", "finetune", last[0].name, 1024, 2048]], "names": {last[0].name: "lambda 0.5, seed 1"}, "tokens": 9000, "tokens_left": 3000, "seconds": 9.0, "training_seconds": 6.0, "runs": {"done": 5, "most": 8}}  # fmt: skip
         copy.store.write_sweep("tiny", "live.json", live)
-        seen.page.wait_for_selector("#live progress", timeout=10_000)
+        seen.page.wait_for_selector("#live progress", timeout=60_000)
         strip = seen.page.locator("#live").inner_text()
         assert (
             "finetune lambda 0.5, seed 1" in strip

@@ -27,7 +27,7 @@ from ee_ray.bucket import CACHE
 from ee_ray.dashboard import Page
 from ee_ray.errors import Unreachable, UserError
 from ee_ray.lease import claim, newest
-from ee_ray.objects import PATIENCE, Objects
+from ee_ray.objects import PATIENCE, Objects, said
 from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
 
@@ -113,10 +113,11 @@ def test_a_holder_elsewhere_is_dead_once_its_beats_are_missed_by_the_clock_of_th
     store.create_claim(f"{STAGE.key}.3", b'{"holder": "far", "machine": "another", "pid": 1}')
     monkeypatch.setattr(time, "time", lambda: 0.0)  # this host's own clock is years off, and nobody asks it
     assert claim(store, STAGE, "b") is None
-    monkeypatch.setattr(lease, "DEAD_SECONDS", 1.0)
-    time.sleep(2.1)
+    time.sleep(3.1)
+    missed = newest(store, STAGE.key).age
     store.renew_claim(f"{STAGE.key}.3")
-    assert claim(store, STAGE, "b") is None, "alive"
+    assert newest(store, STAGE.key).age < missed, "a sign of life"
+    monkeypatch.setattr(lease, "DEAD_SECONDS", 0.5)
     time.sleep(2.1)
     held = claim(store, STAGE, "b")
     assert held and newest(store, STAGE.key).generation == 4
@@ -165,7 +166,7 @@ def test_a_server_that_is_away_is_waited_for_and_one_that_stays_away_is_said_onc
     with s3.away(2.0):
         publish(store)
     assert [message for message in caplog.messages if "no answer, asking again for 300 s" in message]
-    monkeypatch.setenv(PATIENCE, "1")
+    monkeypatch.setenv(PATIENCE, "3")
     s3.relay.close()
     try:
         with pytest.raises(Unreachable, match=r"no answer for \d s: .*the same command goes on"):
@@ -173,22 +174,23 @@ def test_a_server_that_is_away_is_waited_for_and_one_that_stays_away_is_said_onc
         started = time.monotonic()
         with pytest.raises(Unreachable):
             store.fail(STAGE.key, {})
-        assert time.monotonic() - started < 1, "what is given up is not waited for again"
+        assert time.monotonic() - started < 3, "what is given up is not waited for again"
     finally:
         s3.relay.open()
     assert store.published() == [STAGE.key]
 
 
-def test_whoever_interrupts_the_waiting_does_not_wait_for_what_is_cleared_up(store, s3):
+def test_whoever_interrupts_the_waiting_does_not_wait_for_what_is_cleared_up(store, s3, monkeypatch):
     s3.relay.close()
     try:
-        threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+        soon = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+        monkeypatch.setattr(said, "warning", lambda message: soon.start())
         with pytest.raises(KeyboardInterrupt):
             store.published()
         started = time.monotonic()
         with pytest.raises(Unreachable):
             store.claims()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 60, "not for 300 s"
     finally:
         s3.relay.open()
 
@@ -203,10 +205,9 @@ def test_a_process_that_is_to_end_waits_for_no_server_that_hangs(store, s3, monk
     held, waiting = claim(store, STAGE, "a"), threading.Thread(target=wait)
     monkeypatch.setattr("ee_ray.objects.ending", ended := threading.Event())
     s3.relay.close()
+    monkeypatch.setattr(said, "warning", lambda message: ended.set())  # it has failed once, and waits
     waiting.start()
-    time.sleep(0.5)
-    ended.set()
-    waiting.join(2)
+    waiting.join(60)
     s3.relay.open()
     assert not waiting.is_alive()
     assert newest(store, STAGE.key).holder == "a", "a server that answers is asked as ever"
@@ -214,7 +215,7 @@ def test_a_process_that_is_to_end_waits_for_no_server_that_hangs(store, s3, monk
     try:
         started = time.monotonic()
         held.release()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60, "not for 300 s"
     finally:
         s3.go_on()
 
@@ -230,7 +231,7 @@ class Hanging(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        self.server.asked.put(time.monotonic())
+        self.server.asked.put(self.path)
         self.server.over.wait()
 
     def log_message(self, *_) -> None:
@@ -246,11 +247,11 @@ def test_a_download_is_not_asked_for_again_by_a_process_that_is_to_end(in_bucket
         objects = Objects(f"s3://stores/x?endpoint_override=127.0.0.1:{server.server_port}&scheme=http")
         with ThreadPoolExecutor(1) as pool:
             download = pool.submit(objects.download, "weights", tmp_path / "weights")
-            started = server.asked.get(timeout=10)
+            server.asked.get(timeout=60)
             ended.set()
             with pytest.raises(Unreachable):
                 download.result()
-        assert time.monotonic() - started < 2.5 and server.asked.empty(), "one request, one timeout"
+        assert server.asked.empty(), "one request, one timeout"
         server.over.set()
         server.shutdown()
     assert list(tmp_path.glob("*weights*")) == []
@@ -284,9 +285,17 @@ def test_a_server_that_ignores_conditions_is_refused(store, monkeypatch):
         store.create()
 
 
-def run(place: Place, cache: Path, **environment: str) -> subprocess.Popen[str]:
+def run(place: Place, cache: Path, *program: str, **environment: str) -> subprocess.Popen[str]:
     """`ee-ray run --local` on a host with a mirror of its own."""
-    command = [sys.executable, "-m", "ee_ray.cli", "run", "tiny.yaml", "--local", "--storage", place.storage]
+    command = [
+        sys.executable,
+        *(program or ("-m", "ee_ray.cli")),
+        "run",
+        "tiny.yaml",
+        "--local",
+        "--storage",
+        place.storage,
+    ]
     settings = {**ray_environment(), "OMP_NUM_THREADS": "1", CACHE: str(cache), **environment}
     return subprocess.Popen(command, cwd=place.folder, env=settings, stderr=subprocess.PIPE, text=True)
 
@@ -329,12 +338,36 @@ def test_two_hosts_train_each_stage_once_though_the_server_is_away_for_twenty_se
     assert Page(open_sweep(tmp_path / "tiny.yaml", in_bucket)).refresh()
 
 
+AT_THE_THIRD = """
+import time
+from pathlib import Path
+import ee_ray.cli
+from ee_ray.store import Store
+publish, before = Store.publish, []
+def late(self, *stage):
+    while len(before) == 2 and not Path("go").exists():
+        time.sleep(0.02)
+    before.append(stage)
+    return publish(self, *stage)
+Store.publish = late
+ee_ray.cli.main()
+"""
+
+
+def whole_states(store: Store, s3) -> set[str]:
+    """Keys of the stages of which a state is in the bucket with all its files."""
+    states = f"{store.place.removeprefix('s3://stores/')}/work/"
+    found = s3.client().list_objects_v2(Bucket="stores", Prefix=states).get("Contents", [])
+    return {item["Key"].removeprefix(states).split("/")[0] for item in found}
+
+
 def test_a_server_that_is_gone_ends_a_run_in_one_message_and_another_host_goes_on_in_mid_stage(finished, in_bucket, s3, tmp_path, monkeypatch):  # fmt: skip
     place = Place(tmp_path, in_bucket)
     place.write(execution__checkpoint_steps=4)
-    first = run(place, tmp_path / "first", **{PATIENCE: "1"})
-    wait_for(lambda: place.store.items.entries("work"), first)
+    first = run(place, tmp_path / "first", "-c", AT_THE_THIRD, **{PATIENCE: "1"})
+    wait_for(lambda: len(place.store.published()) == 2 and whole_states(place.store, s3) - set(place.store.published()), first)  # fmt: skip
     s3.relay.close()
+    (tmp_path / "go").touch()
     try:
         said = first.communicate(timeout=100)[1]
     finally:
@@ -345,7 +378,7 @@ def test_a_server_that_is_gone_ends_a_run_in_one_message_and_another_host_goes_o
     place.ee_ray("run", "tiny.yaml", "--local")
     assert place.numbers() == finished.numbers()
     resumed = [event["step"] for event in place.store.journalled("tiny") if event["event"] == "begun" and event["step"]]
-    assert resumed and set(kept) <= set(place.store.published())
+    assert resumed and len(kept) == 2 and set(kept) <= set(place.store.published())
     assert place.store.items.entries("work") == [], "states go when their stage is published"
 
 
@@ -381,4 +414,3 @@ def test_garbage_in_a_bucket_is_shown_with_its_size_and_goes_only_when_told(fini
     after = place.json("gc", "--json")
     assert after["garbage"] == [] and after["bytes"] == found["bytes"] - found["garbage_bytes"]
     place.ee_ray("verify", "tiny.yaml")
-    assert os.environ[CACHE]

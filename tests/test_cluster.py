@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import botocore.session
@@ -311,7 +312,9 @@ def test_a_sweep_waits_for_nodes_that_may_come_and_ends_though_one_never_did(tmp
         run = subprocess.Popen(command, cwd=tmp_path, env=ray_environment() | may_come, stdout=log, stderr=log)
         with pytest.raises(subprocess.TimeoutExpired):
             run.wait(45)  # more than Train would wait for room of its own accord
-        assert "0 stages done" in (tmp_path / "log").read_text()
+        while "0 stages done" not in (tmp_path / "log").read_text():
+            assert run.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.5)
         cluster.stdin.write("now\n")
         cluster.stdin.flush()
         assert run.wait(200) == 0, (tmp_path / "log").read_text()

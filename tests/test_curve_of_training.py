@@ -57,8 +57,7 @@ def test_memory_is_what_the_process_held_at_most():
     before = peak_memory(torch.device("cpu"))
     block = torch.ones(100_000_000)  # 400 MB
     del block
-    assert peak_memory(torch.device("cpu")) - before > -1
-    assert peak_memory(torch.device("cpu")) > 5e8
+    assert max(before, 5e8) <= peak_memory(torch.device("cpu")) < 1e12
 
 
 @given(windows=st.integers(1, 10**7), batch=st.integers(1, 512), heldout=st.integers(1, 4096), roles=st.integers(1, 3))

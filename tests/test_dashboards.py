@@ -1,8 +1,8 @@
 """Dashboards of others on a sweep of ours: each is started as a person starts it, and asked what it shows."""
 
 import json
-import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +19,8 @@ SECONDS = 60
 
 def started(command: list[str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A server on a port that is free, once it answers; its address."""
-    port = str(20_000 + os.getpid() % 20_000)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     with log.open("w") as file:
         server = subprocess.Popen([*command, "--port", port], stdout=file, stderr=file)
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS

@@ -86,6 +86,11 @@ def other_data(place: Place) -> str:
         return "\n".join(unlike(*sweeps))
 
 
+def other_question(place: Place) -> str:
+    files = [place.write(), place.write("other.yaml", stages__posttrain__learning_rate=1e-3)]
+    return place.ee_ray("transfer", *files, "--tokens", 8192, status=2).stderr.replace("\n  ", " ")
+
+
 def gone_bucket(place: Place) -> str:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {
@@ -130,6 +135,7 @@ CASES = {
     "no answer for ... s": gone_bucket,
     "its server ignores conditional writes": deaf_bucket,
     "a store is a directory or in a bucket, s3://BUCKET/PREFIX": spec("plan", "--storage", "ftp://host/store"),
+    "transfer takes sweeps that differ in the size of D_post alone": other_question,
     "has no lambda* yet, which needs three levels": spec("export", "out"),
     "is not empty: name another folder, or --overwrite what an export wrote there": full_folder,
     "published stages of ... have a key that starts so": spec("export", "out", "--key", "zz"),

@@ -3,9 +3,7 @@
 import itertools
 import json
 import math
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -147,27 +145,28 @@ def test_replay_brings_general_text_in_proportion_to_what_is_trained(bench):
     assert found == {0: {"post": 64, "pre": 32}, 2: {"post": 32, "pre": 16}}
 
 
-def kill_in_the_middle(bench: Bench, stage, steps: int, not_before: float) -> int:
-    """Run the stage in a process of its own, saving every `steps` steps, and kill it `not_before` seconds after it first
-    saved; returns the step that it can go on from."""
+def kill_in_the_middle(bench: Bench, stage, steps: int, last: int) -> int:
+    """Run the stage in a process of its own, saving every `steps` steps, and kill it after the `last` step, while it may
+    still be writing; returns the step that it can go on from."""
     code = f"""
-import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import itertools, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from bench import *
 bench = object.__new__(Bench)
 bench.sweep = open_sweep({str(bench.path)!r}, {str(bench.store.root)!r}); bench.store = bench.sweep.store
 stages = {{s.key: s for level in range(5) for s in bench.trial(level).stages}}
 import ee_ray.train as t
 torch.set_num_threads({torch.get_num_threads()})
-slow = t._Trainer.step
-t._Trainer.step = lambda self, feed: (time.sleep(0.05), slow(self, feed))[1]  # time to be killed in
+step, begun = t._Trainer.step, itertools.count()
+t._Trainer.step = lambda self, feed: step(self, feed) if next(begun) < {last} else (print(flush=True), signal.pause())
 bench.run(stages[{stage.key!r}], steps={steps})
 """
-    process = subprocess.Popen([sys.executable, "-c", code], env=ray_environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=ray_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "\n", process.stderr.read()
     while not newest_state(bench.store.work(stage.key)):
-        assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    time.sleep(not_before)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait(60)
     return newest_state(bench.store.work(stage.key))
 
@@ -198,9 +197,9 @@ def test_a_stage_killed_at_a_random_step_ends_as_the_unbroken_one_bit_for_bit(wr
     broken.store = broken.sweep.store
     if kind == "posttrain":
         broken.run_all(broken.trial(2).pretrains)
-    steps, seconds = random.choice((1, 2, 3)), random.uniform(0.0, 0.6)
-    at = kill_in_the_middle(broken, stage, steps, seconds)
-    print(f"saved every {steps} steps, killed {seconds:.3f} s after the first, at step {at}")  # shown if this fails
+    steps, last = random.choice((1, 2, 3)), random.randint(3, _curve(unbroken, stage)["step"][-1] - 1)
+    at = kill_in_the_middle(broken, stage, steps, last)
+    print(f"saved every {steps} steps, killed after step {last}, goes on from {at}")  # shown if this fails
     assert 0 < at < stage.identity.steps and at % steps == 0
     if damaged:
         folder = broken.store.work(stage.key)
@@ -241,7 +240,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used_and_what_that_too
     here = bench()
     stage = here.trial(0).pretrain
     with pytest.raises(KeyboardInterrupt):
-        here.run(stage, every=0.0, report=_interrupt_after(20 * 8 * 32))
+        here.run(stage, steps=1, report=_interrupt_after(20 * 8 * 32))
     folder = here.store.work(stage.key)
     newest = newest_state(folder)
     (folder / f"{newest:08d}" / "state.safetensors").open("r+b").truncate(100)

@@ -7,7 +7,8 @@ from conftest import ROOT
 from scipy import stats
 
 from ee_ray.optimum import locate
-from ee_ray.transfer import predict
+from ee_ray.spec.load import load_sweep
+from ee_ray.transfer import predict, unlike
 
 LADDER = np.linspace(0, 1, 17)
 
@@ -88,3 +89,15 @@ def test_each_size_of_the_paper_is_held_by_what_the_other_two_predict():
 def test_what_cannot_be_predicted_from_is_refused(sizes, size):
     with pytest.raises(ValueError, match="two different positive sizes"):
         predict(sizes, [around(0.5, 0.1)] * len(sizes), size)
+
+
+def test_sweeps_of_other_questions_predict_nothing_and_those_of_other_sizes_do(write):
+    """Fields by which the sweeps of the paper's figure 3 differ may differ, and where and how long each was run."""
+    first = load_sweep(write())
+    size = {"data__post": {"source": "builtin:music", "size": 40_000}, "stages__posttrain__tokens": 4096}
+    assert not unlike(first, load_sweep(write(name="large", **size, search__max_trials=10, execution__workers=2)))
+    for figure in ("3a", "3b"):
+        paper = [load_sweep(path) for path in sorted((ROOT / "sweeps/paper").glob(f"figure{figure}*.yaml"))]
+        assert len(paper) == 3 and not [line for each in paper for line in unlike(paper[0], each)]
+    found = unlike(first, load_sweep(write(**size, model__hidden_size=64, objective__finetune_lr=1e-3)))
+    assert [line.partition(" ")[0] for line in found] == ["model.hidden_size", "objective.finetune_lr"]

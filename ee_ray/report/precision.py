@@ -47,6 +47,7 @@ def precision(sweep: Sweep, ledger: Ledger) -> dict[str, Any]:
             **spread,
             "futures": FUTURES,
             "reach_it": len(done),
+            "cut": sum(not future.enough and future.runs >= MOST_RUNS for future in futures),
             "within_max_trials": sum(future.runs <= search.max_trials for future in done),
         },
     }  # fmt: skip
@@ -61,10 +62,16 @@ def precision_text(found: dict[str, Any]) -> str:
         lines.append(f"{row['name']:<52}{row['noise_sd']:>12.4f}{between:>15}")
     (low, runs, high), (_, tokens, _), (_, seeds, _) = (forecast[name] for name in ("runs", "tokens", "seeds"))
     goal = f"a frontier known to {asked['practical']:g} nats" if "practical" in asked else f"an interval of lambda* at most {asked['ci_width']:g} wide, or a curve known to be flat"  # fmt: skip
+
+    def told(count: int) -> str:
+        """A future that was cut says how many runs are too few, not how many it takes."""
+        return f"more than {MOST_RUNS}" if forecast["cut"] and count >= MOST_RUNS else str(count)
+
+    about = "" if told(runs) != str(runs) else "about "
     lines += [
         "",
         f"asked for       {goal}",
-        f"it takes        about {runs} runs of {seeds} seeds, {tokens:,} tokens; {low} to {high} runs in 8 of 10 futures",
+        f"it takes        {about}{told(runs)} runs of {seeds} seeds, {tokens:,} tokens; {told(low)} to {told(high)} runs in 8 of 10 futures",
         f"reached in      {forecast['reach_it']} of {forecast['futures']} futures within {MOST_RUNS} runs and the seeds given, {forecast['within_max_trials']} within max_trials {asked['max_trials']}",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -77,7 +77,7 @@ class Execution(Shape):
     gpu: Gpu = "H100"
     """what `plan` reckons with until a stage was measured"""
     micro_batch: Sequences | None = None
-    """of one forward pass; without it as many as a worker's share of the batch"""
+    """of one forward pass; without it as many as fit on a GPU, on a CPU a worker's share of the batch; with dropout always 8"""
     checkpoint_seconds: Seconds = 300.0
     """how often a stage's state is saved: what a crash can cost"""
     checkpoint_steps: Steps | None = None
