@@ -15,14 +15,14 @@ import pandas as pd
 
 from ee_ray.frontier import frontiers
 from ee_ray.launch import train
-from ee_ray.ledger import Ledger, read_ledger
+from ee_ray.ledger import LOSSES, Ledger, read_ledger
 from ee_ray.log import keeping
 from ee_ray.optimum import Optimum
 from ee_ray.propose import estimate
 from ee_ray.quote import quote
 from ee_ray.registered import ANOTHER, changed_sources, open_as_it_ran
 from ee_ray.report.page import write_report
-from ee_ray.report.summary import LOSSES, seed_means
+from ee_ray.report.summary import seed_means
 from ee_ray.sweep import Sweep, open_sweep, prepare_if_quick
 from ee_ray.told import failure_text
 

@@ -15,7 +15,7 @@ gives way at once to another that waits for room with work at hand: so none wait
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -54,6 +54,10 @@ class _Entry:
     put_off: float = 0.0  # not to be asked about before then, by this process's clock
 
 
+def _orphaned(parent: _Entry) -> dict[str, Any]:
+    return {"error": f"its parent {parent.order.stage.key} failed", "diverged": False}
+
+
 class Board:
     """Every stage that was asked for, by key. One lives in the driver, or in an actor that all slots can reach."""
 
@@ -68,22 +72,30 @@ class Board:
         self._closed: str | Exception | None = None
         self._withdrawn = False
         self._trained_tokens = 0
+        self._advances = 0
         self._started = time.monotonic()
         self._began: float | None = None
 
-    def submit(self, orders: Iterable[Order], published: Iterable[str]) -> None:
-        """Ask for stages, parents first. Those that are known already, or published, are not trained again."""
-        there = set(published)
+    def submit(
+        self, orders: Iterable[Order], published: Iterable[str], diverged: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
+        """Ask for stages, parents first. Those that are known already, or published, are not trained again, nor are those
+        that have diverged, here or (`diverged`, the evidence by key) in an earlier run, with what descends from them."""
+        there, hopeless = set(published), diverged or {}
         for order in orders:
-            key = order.stage.key
+            key, known = order.stage.key, self._entries.get(order.stage.key)
+            if known and (known.state != "failed" or (key not in there and (known.evidence or {}).get("diverged"))):
+                continue
+            if known:
+                self._settled[order.stage.kind, "failed"] -= 1
+            entry = self._entries[key] = self._open[key] = _Entry(order, "waiting")
+            parent = self._entries.get(order.stage.parent or "")
             if key in there:
-                if key not in self._entries:
-                    self._entries[key] = _Entry(order, "done")
-                    self._settled[order.stage.kind, "done"] += 1
-            elif key not in self._entries or self._entries[key].state == "failed":
-                if key in self._entries:
-                    self._settled[order.stage.kind, "failed"] -= 1
-                self._entries[key] = self._open[key] = _Entry(order, "waiting")
+                self._done(entry)
+            elif key in hopeless:
+                self._fail(entry, hopeless[key])
+            elif parent and parent.state == "failed":
+                self._fail(entry, _orphaned(parent))
 
     def take(self, slot: str, kinds: Collection[Kind] = KINDS) -> Order | None:
         """The stage that `slot` shall train now, or None if none of its kinds is ready."""
@@ -91,8 +103,7 @@ class Board:
             return None
         for entry in list(self._open.values()):
             if entry.state == "running" and entry.slot == slot:
-                if entry.tokens > entry.reached:  # it went on from its saved state, and further than before
-                    entry.reached, entry.attempts = entry.tokens, 0
+                self._reach(entry)
                 if entry.attempts < ATTEMPTS:
                     entry.attempts += 1
                     return entry.order
@@ -110,6 +121,12 @@ class Board:
         entry.state, entry.slot, entry.attempts = "running", slot, entry.attempts + 1
         self._began = self._began or now
         return entry.order
+
+    def _reach(self, entry: _Entry) -> None:
+        """An attempt has ended: did it go on from the saved state, and further than those before?"""
+        if entry.tokens > entry.reached:
+            entry.reached, entry.attempts = entry.tokens, 0
+            self._advances += 1
 
     def _ready(self, kinds: Collection[Kind]) -> list[_Entry]:
         waiting = (e for e in self._open.values() if e.state == "waiting" and e.order.stage.kind in kinds)
@@ -160,7 +177,12 @@ class Board:
             self._trained_tokens += entry.tokens
         self._last[slot] = key
 
+    def advances(self) -> int:
+        """Stages that were done, and attempts that died further on than those before: grows while a sweep gets on."""
+        return self._advances
+
     def _done(self, entry: _Entry) -> None:
+        self._advances += 1
         entry.tokens = entry.order.stage.identity.tokens
         self._settle(entry, "done")
 
@@ -185,7 +207,7 @@ class Board:
         self._settle(entry, "failed")
         for child in list(self._open.values()):
             if child.order.stage.parent == entry.order.stage.key and child.state == "waiting":
-                self._fail(child, {"error": f"its parent {entry.order.stage.key} failed", "diverged": False})
+                self._fail(child, _orphaned(entry))
 
     def order(self, key: str) -> Order | None:
         return self._entries[key].order if key in self._entries else None
@@ -201,6 +223,7 @@ class Board:
         """The slot is gone: what it held may be taken by another."""
         for entry in self._open.values():
             if entry.state == "running" and entry.slot == slot:
+                self._reach(entry)
                 entry.state, entry.slot = "waiting", ""
 
     def close(self, reason: str | Exception, withdraw: bool = False) -> None:

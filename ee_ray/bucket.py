@@ -23,14 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ee_ray.disk import RECORD, Entry, is_plain, sha256
+from ee_ray.disk import RECORD, STATES_KEPT, Entry, is_plain, sha256
 from ee_ray.errors import UserError
 from ee_ray.objects import THREADS, Objects
 
 CACHE = "EE_RAY_CACHE"  # in the environment: the folder of all mirrors
 FETCHED = ".fetched"  # in a folder of the mirror: it came from the bucket, and was not made here
 MOVING_SECONDS = 60.0  # so long may a stage be in the mirror before a listing of the bucket must show it
-STATES_KEPT = 2
 FREE_SHARE = 0.2  # of the mirror's disk, which files of stages give up for others
 IN_USE_SECONDS = 600.0
 WITH_FILES = ("stages", "data", "models", "tokenizers", "work")

@@ -510,12 +510,11 @@ def explain(keys: tuple[str, ...], storage: str, as_json: bool) -> None:
     """Say what stage KEY is, or what differs between two."""
     from ee_ray.identity import differences
     from ee_ray.store import Store
-    from ee_ray.verify import find_key
 
     if len(keys) > 2:
         raise UserError(f"explain takes one key or two, got {len(keys)}")
     store = Store(storage)
-    records = [find_key(store, key) for key in keys]
+    records = [store.named(key) for key in keys]
     if len(records) == 1:
         click.echo(json.dumps(records[0], indent=1))
         return

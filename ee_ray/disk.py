@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 RECORD = "record.json"
+STATES_KEPT = 2  # of a stage; the newest may be damaged: then the one before it serves
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def _write(writer: RecordWriter, step: int, at: float, row: Mapping[str, float])
 
 
 def recipe_name(point: Point, ladder: int, choices: int) -> str:
+    """What folders, processes and trackers call a recipe of one seed; names sort by lambda."""
     choice = f"-choice{point.choice:02d}" if choices > 1 else ""
     return f"lambda{point.level / ladder:.4f}-seed{point.seed}{choice}"
 

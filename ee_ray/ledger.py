@@ -13,10 +13,8 @@ from ee_ray.spec.sweep import SweepSpec
 from ee_ray.store import Store
 
 NOTES = "search.json"
-COLUMNS = [
-    "lambda", "seed", "choice", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre",
-    "pretrain_key", "posttrain_key", "finetune_key",
-]  # fmt: skip
+LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
+COLUMNS = ["lambda", "seed", "choice", "finetune_lr", *LOSSES, "pretrain_key", "posttrain_key", "finetune_key"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def trial_rows(spec: SweepSpec, trial: Trial, records: Mapping[str, Mapping[str,
 
 
 def failure_of(store: Store, trial: Trial, failed: Container[str]) -> dict[str, dict[str, Any]]:
-    """Evidence of those of the trial's stages that have `failed`. A stage that was published since has none."""
+    """Evidence of those of the trial's stages that have `failed`."""
     found = {key: store.failure(key) for key in distinct([trial]) if key in failed}
     return {key: evidence for key, evidence in found.items() if evidence}
 
@@ -106,7 +104,8 @@ def read_ledger(spec: SweepSpec, data: Mapping[str, str], store: Store) -> Ledge
     records: dict[str, dict[str, Any]] = {}
     failures: dict[str, dict[str, Any]] = {}
     results: dict[Point, Loss | None] = {}
-    published, all_failed = set(store.published()), store.failed()
+    published = set(store.published())
+    all_failed = store.failed() - published
     found, rounds = recall(spec, data, store)
     prices = Prices(spec, data, found)
     noted = [point for points in rounds.values() for point in points]

@@ -1,5 +1,6 @@
 """Models are transformers' own classes, built from a config or a checkpoint; weights travel as full-precision safetensors."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ee_ray.errors import UserError
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+# Fields of configs by which a forward pass draws random numbers while it trains, and those of heads that no causal model has.
+RANDOM, OTHER_HEADS = re.compile("drop|jitter"), ("classifier_dropout", "summary_")
 
 
 def build_config(
@@ -42,6 +45,35 @@ def build_config(
         return AutoConfig.for_model(model_type, **settings, **sizes)
     except (ValueError, TypeError, AttributeError, OSError, StrictDataclassError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from None
+
+
+def refuse_randomness(config: PretrainedConfig, checkpoint: str | None) -> None:
+    """What a config itself would draw comes from one stream for all that a worker does, so that losses would depend on
+    micro-batches, workers and interruptions, under one and the same key. (train.py draws the spec's own dropout by step.)
+
+    checkpoint: the folder that the config came from, if it did.
+
+    Raises:
+        UserError: with every field that is not zero.
+    """
+    where = f"model.checkpoint: {checkpoint}/config.json: " if checkpoint else "model."
+    cure = "there, in a copy" if checkpoint else "(dropout while stage 2 trains is stages.posttrain.dropout)"
+    drawn = _random_fields(config.to_dict())
+    if drawn:
+        raise UserError(f"{where}{name} is {value:g}: it would make losses depend on micro-batches and workers: set it to 0.0 {cure}" for name, value in drawn.items())  # fmt: skip
+
+
+def _random_fields(fields: Mapping[str, Any], where: str = "") -> dict[str, float]:
+    """Those that are not zero, by dotted name."""
+    found: dict[str, float] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            found |= _random_fields(value, f"{where}{name}.")
+        elif (
+            RANDOM.search(str(name)) and not str(name).startswith(OTHER_HEADS) and type(value) in (int, float) and value
+        ):
+            found[f"{where}{name}"] = value
+    return found
 
 
 def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:

@@ -39,7 +39,7 @@ def publish(
         model:   whole, on any device, adapters merged.
         moments: the optimizer's state, of a stage that is continued.
         losses:  held-out, nats per token, by role, of exactly this model.
-        seconds: what the stage's time went to.
+        seconds: what the stage's time went to; training before an interruption included.
 
     Raises:
         Superseded: another has taken the stage over.

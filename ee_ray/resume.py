@@ -8,7 +8,6 @@ Random states need no saving: the order of windows is a function of the step, an
 (seed, step) in every step (train.py).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ee_ray.disk import STATES_KEPT, sha256
 from ee_ray.world import laid_out_as, whole
 
-KEPT = 2  # the newest may be damaged: then the one before it serves
 TENSORS, FACTS = "state.safetensors", "state.json"
 STEP = "step"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,19 +49,14 @@ def set_optimizer_state(model: nn.Module, optim: torch.optim.Optimizer, state: M
             optim.state[param] = {**moments, STEP: state[f"{STEP}.{name}"].to(param.device)}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_state(folder: Path, step: int, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write the state after `step` under `folder`, whole or not at all, and drop all but the newest KEPT."""
+    """Write the state after `step` under `folder`, whole or not at all, and drop all but the newest STATES_KEPT."""
     draft = folder / f".{step:08d}.{uuid.uuid4().hex[:8]}.tmp"
     draft.mkdir(parents=True)
     try:
         save_file(tensors, draft / TENSORS)
         (draft / FACTS).write_text(
-            json.dumps({**facts, "schema": SCHEMA, "step": step, "sha256": _sha256(draft / TENSORS)})
+            json.dumps({**facts, "schema": SCHEMA, "step": step, "sha256": sha256(draft / TENSORS)})
         )
         os.rename(draft, folder / f"{step:08d}")
     except OSError:
@@ -70,7 +64,7 @@ def write_state(folder: Path, step: int, tensors: dict[str, Tensor], facts: Mapp
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in _states(folder)[KEPT:]:
+    for old in _states(folder)[STATES_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -87,7 +81,7 @@ def newest_state(folder: Path) -> int:
 def _is_whole(state: Path) -> bool:
     try:
         facts = json.loads((state / FACTS).read_text())
-        return bool(facts["schema"] == SCHEMA and facts["sha256"] == _sha256(state / TENSORS))
+        return bool(facts["schema"] == SCHEMA and facts["sha256"] == sha256(state / TENSORS))
     except (OSError, ValueError, KeyError):
         return False
 

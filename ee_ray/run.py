@@ -16,9 +16,10 @@ from ee_ray.errors import Diverged, Superseded, UserError, common_cause
 from ee_ray.interventions import adapt
 from ee_ray.lease import claim_next
 from ee_ray.ledger import Ledger
-from ee_ray.model import build_config, build_model
+from ee_ray.model import build_config, build_model, refuse_randomness
 from ee_ray.runner import IDLE_SECONDS, evidence_of, running_slots
 from ee_ray.search import Job, open_search, search_in_process, search_on_ray
+from ee_ray.spec.model import Checkpoint
 from ee_ray.spec.stages import Kind
 from ee_ray.spec.sweep import SweepSpec
 from ee_ray.stage import run_stage
@@ -35,6 +36,7 @@ def check_model(sweep: Sweep) -> None:
     assert packed is not None
     checkpoint = sweep.store.model(sweep.data["model"]) if "model" in sweep.data else None
     config = build_config(spec.model_config_fields, packed.vocab_size, spec.sequence_length, checkpoint)
+    refuse_randomness(config, spec.model.checkpoint if isinstance(spec.model, Checkpoint) else None)
     for choice in range(len(spec.choices)):
         with torch.device("meta"):
             model = build_model(config, 0)

@@ -268,13 +268,14 @@ def _keep(
     folder: Path,
     ended: threading.Event,
 ) -> Exception | None:
-    """Start a slot whenever there is work for it, until the board closes; or why it could not do even one stage."""
+    """Start a slot whenever there is work for it, until the board closes; or why one got nowhere at all. Train ends a fit
+    after ATTEMPTS deaths of its workers, however far they got: a stage that gets further each time goes on in the next."""
     false_starts = 0
     while not (ended.is_set() or ray.get(board.closed.remote())):
         if not any_free(store, ray.get(board.ready.remote(slot.kinds)), f"{board_name}/{slot.name}"):
             sleep(ROOM_SECONDS)  # what others train is waited for here, where nothing is held
             continue
-        before = ray.get(board.snapshot.remote())["counts"]["done"]
+        before = ray.get(board.advances.remote())
         try:
             if _room(slot, board, execution.field(slot.kinds)):
                 _fit(name, slot, board_name, store, execution.checkpoint_seconds, folder)
@@ -287,7 +288,7 @@ def _keep(
             false_starts += isinstance(error, ControllerError)
             if isinstance(error, ControllerError) and false_starts <= ATTEMPTS:
                 continue
-            if ray.get(board.snapshot.remote())["counts"]["done"] == before:  # not even one stage: do not insist
+            if ray.get(board.advances.remote()) == before:  # nor did a stage get further: do not insist
                 return error
     return None
 

@@ -33,8 +33,8 @@ from ee_ray.board import Board, Order, State
 from ee_ray.cluster import NAMESPACE, ON_HEAD, call_process
 from ee_ray.disk import drop_torn_line, is_ended
 from ee_ray.errors import common_cause
-from ee_ray.events import link_runs, unlink_removed
-from ee_ray.ledger import Ledger, note, settled, trial_rows
+from ee_ray.events import link_runs, recipe_name, unlink_removed
+from ee_ray.ledger import LOSSES, Ledger, failure_of, note, settled, trial_rows
 from ee_ray.plan import Point, Trial, build_trial, distinct, sweep_key
 from ee_ray.propose import Replay, Rounds, estimate, estimate_frontier
 from ee_ray.spec.sweep import SweepSpec
@@ -43,7 +43,6 @@ from ee_ray.store import Store
 POLL_SECONDS, MOST_POLL_SECONDS = 0.25, 2.0  # a trial of minutes asks every few seconds
 METRIC = "objective"
 DIED_WITH_BOARD = {"error": "what was known of its failure died with the board", "diverged": False}
-LOSSES = ("L_im", "L_ret", "L_ft", "L_pre")
 NOTHING = dict.fromkeys((METRIC, *LOSSES), math.nan)  # what a trial without a result tells, for Tune insists on metrics
 STUDY = "optuna.journal"
 
@@ -58,6 +57,9 @@ class Job:
 
     def trial(self, config: Mapping[str, int]) -> Trial:
         return build_trial(self.spec, self.data, Point(**config))
+
+    def name(self, config: Mapping[str, int]) -> str:
+        return recipe_name(Point(**config), self.spec.search.ladder, len(self.spec.choices))
 
     def orders(self, trial: Trial) -> list[Order]:
         how = self.spec.execution
@@ -264,7 +266,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time that this sweep gave a published stage, seconds: training and evaluation, by the workers that ended it."""
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, as if all of it by the workers that ended it."""
     if record["sweep"] != spec.name:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]
@@ -290,11 +292,13 @@ def open_search(job: Job, ledger: Ledger) -> LadderSearch:
 
 
 def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a finished trial tells Tune: losses at the objective's rate and the objective, NaN if that stage failed."""
+    """What a finished trial tells Tune: losses at the objective's rate and the objective, NaN if that stage failed. What
+    failed here and was published by another run meanwhile has not failed: its publication took the evidence away."""
     store = Store(job.storage)
+    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
+    failures = {key: evidence for key, evidence in failures.items() if key not in records}
     for key, evidence in failures.items():
         store.fail(key, {"kind": distinct([trial])[key].kind, **evidence})
-    records = {key: record for key in distinct([trial]) if (record := store.record(key))}
     rows = trial_rows(job.spec, trial, records)
     done, value = settled(job.spec, trial, records, failures)
     row = next((row for row in rows if row["finetune_lr"] == job.spec.objective.finetune_lr), {})
@@ -303,8 +307,12 @@ def _report(job: Job, trial: Trial, failures: Mapping[str, Mapping[str, Any]]) -
     return {**NOTHING, **told, "failed_stages": len(failures), "settled": done}
 
 
-def _published(store: Store, trial: Trial) -> list[str]:
-    return [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
+def asked(job: Job, trial: Trial) -> tuple[list[Order], list[str], dict[str, dict[str, Any]]]:
+    """What a board is told of a trial: its orders, which of them are published, and which have diverged in some run."""
+    store = Store(job.storage)
+    published = [key for key, stage in distinct([trial]).items() if store.find(key, stage.identity.payload())]
+    failures = failure_of(store, trial, store.failed())
+    return job.orders(trial), published, {key: each for key, each in failures.items() if each.get("diverged")}
 
 
 def drive_trial(config: dict[str, Any], job: Job, board_name: str) -> None:
@@ -324,13 +332,13 @@ def _drive(config: dict[str, Any], job: Job, board: ActorHandle[Board]) -> dict[
     """What the trial tells Tune; None if the sweep ends before it."""
     if ray.get(board.closed.remote()):
         return None
-    trial, name = job.trial(config), _run_name(job.spec.search.ladder, config)
+    trial, name = job.trial(config), job.name(config)
     stages = distinct([trial])
     keys, states = list(stages), dict[str, State]()
     began = time.monotonic()
     while True:
         if len(states) < len(keys):  # at first, and when the board has died and is empty again
-            ray.get(board.submit.remote(job.orders(trial), _published(Store(job.storage), trial)))
+            ray.get(board.submit.remote(*asked(job, trial)))
         states = ray.get(board.states.remote(keys))
         running = {stages[key].kind for key, state in states.items() if state == "running"}
         call_process(f"{name} {'+'.join(sorted(running)) or 'waiting'}")
@@ -349,7 +357,7 @@ def search_on_ray(
 ) -> None:
     """Run Tune until the search stops. Drivers are pinned to the head node, and so can never starve a worker."""
     trainable = tune.with_parameters(drive_trial, job=job, board_name=board_name)
-    name = partial(_trial_name, job.spec.search.ladder)
+    name = partial(_trial_name, job)
     tuner = tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
@@ -376,14 +384,9 @@ def search_on_ray(
         raise
 
 
-def _trial_name(ladder: int, trial: Any) -> str:
+def _trial_name(job: Job, trial: Any) -> str:
     """What folders and trackers call a trial: people know it by lambda and seed."""
-    return f"{_run_name(ladder, trial.config)}-{trial.trial_id}"
-
-
-def _run_name(ladder: int, config: Mapping[str, Any]) -> str:
-    choice = f"-choice{config['choice']:02d}" if "choice" in config else ""
-    return f"lambda{config['level'] / ladder:.4g}-seed{config['seed']}{choice}"
+    return f"{job.name(trial.config)}-{trial.trial_id}"
 
 
 def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -> None:
@@ -392,7 +395,7 @@ def search_in_process(job: Job, search: LadderSearch, board: Board, work: Any) -
     while isinstance(config := search.suggest(str(number)), dict):
         trial = job.trial(config)
         keys = list(distinct([trial]))
-        board.submit(job.orders(trial), _published(Store(job.storage), trial))
+        board.submit(*asked(job, trial))
         work()
         states = board.states(keys)
         failures = {key: board.evidence(key) or {} for key, state in states.items() if state == "failed"}

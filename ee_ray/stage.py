@@ -154,6 +154,12 @@ def _handed_on(store: Store, stage: StageIdentity, trained: nn.Module, world: Wo
     return merged(again).to(world.device)
 
 
+def _earlier_seconds(keeper: Keeper) -> float:
+    """What the state that a stage goes on from took to train. Of what an attempt did after its last state nobody knows."""
+    curve = keeper.saved[1]["curve"]["seconds"] if keeper.saved else []
+    return float(curve[-1]) if curve else 0.0
+
+
 def run_stage(store: Store, order: Order, world: World, report: Report, lease: Lease | None = None) -> bool:
     """Train, evaluate and publish one stage; True if this call published it.
 
@@ -194,7 +200,8 @@ def _run_stage(store: Store, order: Order, world: World, report: Report, lease: 
     losses = {role: heldout_loss(plain, rows, world.device, stage.precision) for role, rows in heldout.items()}
     if not all(map(math.isfinite, losses.values())):
         raise Diverged(f"held-out losses {losses} after the last of {at.step} steps; the last losses were {[round(x, 4) for x in at.curve.loss[-5:]]}")  # fmt: skip
-    seconds = {"setup": training - started, "train": evaluating - training, "evaluate": time.monotonic() - evaluating}
+    trained_s = _earlier_seconds(keeper) + evaluating - training
+    seconds = {"setup": training - started, "train": trained_s, "evaluate": time.monotonic() - evaluating}
     published = world.rank == 0 and publish(store, order, plain, moments, world, at, losses, seconds, lease)
     if world.rank == 0:
         store.journal(order.sweep, event="published" if published else "found published", key=order.stage.key)

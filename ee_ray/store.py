@@ -200,6 +200,19 @@ class Store:
             raise UserError(f"stage {key}: its record has schema {record.get('schema')!r}, this version reads {SCHEMA}")
         return record
 
+    def named(self, start: str) -> dict[str, Any]:
+        """The record of the one published stage whose key begins with `start`.
+
+        Raises:
+            UserError: none does, or several.
+        """
+        found = [key for key in self.published() if key.startswith(start)]
+        record = self.record(found[0]) if len(found) == 1 else None
+        if record is None:
+            several = f": {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else ""
+            raise UserError(f"{start}: {len(found) or 'no'} published stages of {self.place} have a key that starts so{several}")  # fmt: skip
+        return record
+
     def find(self, key: str, payload: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of a published stage, after comparing its whole payload with the one that is wanted.
 

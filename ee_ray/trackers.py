@@ -21,9 +21,9 @@ from ray.tune import Callback
 from ray.tune.logger import LoggerCallback
 from ray.tune.utils import flatten_dict
 
-from ee_ray.ledger import trial_rows
+from ee_ray.ledger import LOSSES, trial_rows
 from ee_ray.plan import Trial, distinct
-from ee_ray.search import LOSSES, Job
+from ee_ray.search import Job
 from ee_ray.store import Store
 
 # How long a finished sweep waits for what was not told yet. wandb's server is spoken to by actors of Ray, which get

@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ee_ray.data.pack import digests
-from ee_ray.errors import UserError
 from ee_ray.identity import differences
 from ee_ray.ledger import read_ledger
 from ee_ray.report.summary import summarize
 from ee_ray.spec.data import ROLES
-from ee_ray.store import Store
 from ee_ray.sweep import Sweep
 
 
@@ -44,17 +41,3 @@ def problems_of(sweep: Sweep, report: Path) -> tuple[list[str], int]:
         if fields:
             problems.append(f"{report / 'summary.json'}: differs from the store in {', '.join(fields[:5])}: run `ee-ray report {sweep.path}`")  # fmt: skip
     return problems, checked
-
-
-def find_key(store: Store, key: str) -> dict[str, Any]:
-    """The record of the published stage whose key starts with `key`.
-
-    Raises:
-        UserError: none does, or more than one.
-    """
-    found = [name for name in store.published() if name.startswith(key)]
-    if len(found) != 1:
-        raise UserError(f"{key}: {'no published stage has' if not found else f'{len(found)} published stages have'} a key that starts so in {store.place}")  # fmt: skip
-    record = store.record(found[0])
-    assert record is not None
-    return record

@@ -15,8 +15,8 @@ DATA = {"pre": "a" * 16, "post": "b" * 16, "ft": "c" * 16}
 SPEC = SweepSpec.model_validate(tiny())
 
 
-def orders(*points: Point) -> list[Order]:
-    trials = [build_trial(SPEC, DATA, point) for point in points]
+def orders(*points: Point, of: SweepSpec = SPEC) -> list[Order]:
+    trials = [build_trial(of, DATA, point) for point in points]
     return [Order(stage, "tiny", None, 300.0) for stage in distinct(trials).values()]
 
 
@@ -80,6 +80,25 @@ def test_a_stage_that_gets_further_each_time_is_not_given_up():
     assert board.take("a") is None
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 7))
+def test_a_slot_has_got_on_if_any_of_its_attempts_died_further_on_than_those_before_or_ended_a_stage(reached, ends):
+    """Each attempt reports how far it is and dies; after some of them Train ends the fit and the slot is gone."""
+    board = asked(Point(2, 0))
+    best = 0
+    for number, tokens in enumerate(reached):
+        before = board.advances()
+        if (order := board.take("a")) is None:
+            return  # given up: as often as that without getting further
+        board.progress(order.stage.key, tokens)
+        board.release("a") if number == ends else board.take("a")
+        assert (board.advances() > before) == (tokens > best)
+        best = max(best, tokens)
+    before = board.advances()
+    if order := board.take("b") or board.take("a"):
+        board.done("a", order.stage.key)
+        assert board.advances() > before
+
+
 def test_what_a_lost_slot_held_goes_to_another():
     board = asked(Point(2, 0))
     key = board.take("a").stage.key
@@ -101,6 +120,34 @@ def test_a_failed_stage_may_be_asked_for_again():
     board.fail(board.take("a").stage.key, {"error": "disk full", "diverged": False})
     board.submit(orders(Point(2, 0)), [])
     assert board.take("a").stage.kind == "pretrain"
+
+
+def test_a_stage_that_diverged_is_tried_again_for_no_trial_and_nothing_waits_for_it():
+    """Two choices of post-training share pretraining, which diverges: in this run, or did in an earlier one."""
+    spec = SweepSpec.model_validate(
+        tiny(search__choices={"posttrain.learning_rate": [0.001, 0.002]}, search__max_trials=12)
+    )
+    first, second = (orders(Point(2, 0, choice), of=spec) for choice in (0, 1))
+    shared, diverged = first[0].stage.key, {"error": "gradient norm nan", "diverged": True}
+    assert shared == second[0].stage.key and first[1].stage.key != second[1].stage.key
+    now, earlier = Board(), Board()
+    now.submit(first, [])
+    now.fail(now.take("a").stage.key, diverged)
+    for board, known in ((now, {}), (earlier, {shared: diverged})):
+        board.submit(second, [], known)
+        assert board.is_settled() and board.take("a") is None
+        assert set(board.states(order.stage.key for order in second).values()) == {"failed"}
+        assert board.evidence(shared) == diverged
+    assert now.snapshot()["counts"]["failed"] == len({order.stage.key for order in first + second})
+
+
+def test_what_failed_here_and_was_published_elsewhere_is_done():
+    board = asked(Point(2, 0))
+    first = board.take("a").stage.key
+    board.fail(first, {"error": "gradient norm nan", "diverged": True})
+    board.submit(orders(Point(2, 0)), published=[first])
+    assert board.take("a").stage.kind == "posttrain"
+    assert board.snapshot()["counts"] == {"waiting": 2, "running": 1, "done": 1, "failed": 0}
 
 
 def test_a_board_that_has_forgotten_all_takes_what_slots_say_and_says_what_it_does_not_know():

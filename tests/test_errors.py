@@ -120,6 +120,9 @@ CASES = {
     "objective.finetune_lr ... is not one of stages.finetune.learning_rates": spec(objective__finetune_lr=0.5),
     "revision is missing: pin an hf: source to the commit hash of its repository": spec(data__pre={"source": "hf:a/b"}),
     "model: transformers' ... config has no ...": spec("run", "--local", model={"model_type": "llama", "hiden": 3}),
+    "it would make losses depend on micro-batches and workers: set it to 0.0": spec(
+        "run", "--local", model={"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}
+    ),
     "no such file (a relative path starts from the sweep file's folder)": spec(data__post={"source": "file:x.jsonl"}),
     "has other content than when this sweep last ran": changed_text,
     "no text field '...'; the record has: ...": other_column,

@@ -1,5 +1,7 @@
 """What is done to a model while stage 2 trains: dropout where the paper has it, adapters, and what a hand-over makes of them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from conftest import tiny
 from ee_ray.errors import UserError
 from ee_ray.interventions import adapt, merged
 from ee_ray.loss import token_losses
-from ee_ray.model import build_config, build_model, load_weights, save_weights
+from ee_ray.model import build_config, build_model, load_weights, refuse_randomness, save_weights
 from ee_ray.train import shares, weights_of
 from ee_ray.world import World
 
@@ -87,3 +89,30 @@ def test_a_model_without_the_place_is_refused(dropout, lora, message):
     model = build_model(build_config({"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}, 256, 32), 0)
     with pytest.raises(UserError, match=message):
         adapt(model, dropout, lora)
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"model_type": "gpt2"}, ["resid_pdrop is 0.1", "embd_pdrop is 0.1", "attn_pdrop is 0.1"]),
+        ({"model_type": "opt", "layerdrop": 0.2}, ["dropout is 0.1", "layerdrop is 0.2"]),
+        ({"model_type": "llama", "attention_dropout": 0.1}, ["attention_dropout is 0.1"]),
+        ({"model_type": "phimoe"}, ["router_jitter_noise is 0.01"]),
+        ({"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0, "attn_pdrop": 0.0}, []),
+        ({"model_type": "gpt_neox"}, []),  # its classifier's dropout is none of a causal model's
+        (tiny()["model"], []),
+    ],
+)
+def test_what_a_config_would_draw_itself_is_refused_all_at_once_and_a_checkpoint_s_too(fields, refused, tmp_path):
+    """Its masks would depend on micro-batches, workers and kills, under the same key."""
+    config = build_config(fields, 256, 32)
+    config.save_pretrained(tmp_path)
+    for found, checkpoint in ((config, None), (build_config({}, 256, 32, tmp_path), "base")):
+        problems = []
+        try:
+            refuse_randomness(found, checkpoint)
+        except UserError as error:
+            problems = error.problems
+        said = [re.sub("^model.checkpoint: base/config.json: |^model.", "", problem) for problem in problems]
+        assert sorted(each.split(":")[0] for each in said) == sorted(refused)
+        assert all("set it to 0.0" in each for each in said)

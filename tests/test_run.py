@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,14 +10,18 @@ import time
 from html.parser import HTMLParser
 
 import optuna
+import pandas as pd
 import pytest
 import ray
-from conftest import CORPORA, Place, ray_environment
+from conftest import CORPORA, Place, ray_environment, tiny
 from ray.train.torch import TorchTrainer
 
 from ee_ray.ledger import read_ledger
+from ee_ray.report.sections import _cost
 from ee_ray.runner import SlotTrainer
-from ee_ray.search import Job, LadderSearch, open_search
+from ee_ray.search import Job, LadderSearch, _report, asked, open_search
+from ee_ray.spec.sweep import SweepSpec
+from ee_ray.store import Store
 from ee_ray.sweep import open_sweep
 
 
@@ -170,6 +175,29 @@ def test_stages_that_diverge_are_recorded_with_their_evidence_and_never_tried_ag
     assert "nothing to train" in again.stderr
 
 
+def test_a_board_is_told_what_diverged_in_earlier_runs_and_not_what_may_succeed_now(tmp_path):
+    store = Store(tmp_path / "store")
+    store.create()
+    job = Job(SweepSpec.model_validate(tiny()), dict.fromkeys(("pre", "post", "ft"), "a" * 16), store.place)
+    trial = job.trial({"level": 2, "seed": 0})
+    store.fail(trial.pretrain.key, {"error": "gradient norm nan", "diverged": True})
+    store.fail(trial.upstream.key, {"error": "killed", "diverged": False})
+    told, published, diverged = asked(job, trial)
+    assert [order.stage.key for order in told] == [stage.key for stage in trial.stages]
+    assert not published and set(diverged) == {trial.pretrain.key}
+
+
+def test_a_stage_that_is_published_has_not_failed_however_late_its_evidence_comes(copy):
+    """One run tries in vain, another publishes meanwhile."""
+    sweep = open_sweep(copy.folder / "tiny.yaml", copy.store.place)
+    job = Job(sweep.spec, sweep.data, copy.store.place)
+    trial, late = job.trial({"level": 2, "seed": 0}), {"error": "killed", "diverged": False}
+    told = _report(job, trial, {trial.upstream.key: late})
+    assert told["settled"] and told["failed_stages"] == 0 and not copy.store.failed()
+    copy.store.fail(trial.upstream.key, late)  # as stores have it from before
+    assert not read_ledger(sweep.spec, sweep.data, copy.store).failures
+
+
 def test_a_stage_that_fails_for_want_of_something_is_tried_again_by_the_next_run(tmp_path, finished):
     place = Place(tmp_path)
     spec = place.write(search__max_trials=6)
@@ -236,6 +264,15 @@ def test_gpu_hours_are_counted_once_a_stage_and_only_for_the_sweep_that_trained_
     assert search(trained * 1.01).overrun() is None
     assert "max_gpu_hours" in search(trained * 0.99).overrun()
     assert search(trained * 0.01, name="other").overrun() is None
+
+
+def test_device_hours_count_every_device_of_every_worker(write, tmp_path):
+    of_one = {"workers": 1, "gpus_per_worker": 0.25}
+    sweep = open_sweep(write(execution={"workers": 2, "gpus_per_worker": 2.0, "finetune": of_one}), tmp_path / "store")
+    hour = {"setup_s": 9.0, "train_s": 3000.0, "evaluate_s": 600.0, "tokens": 1, "bytes": 1, "state": "published"}
+    stages = [("pretrain", "H100", 2), ("finetune", "H100", 1), ("pretrain", "cpu", 2)]
+    table = pd.DataFrame([{**hour, "kind": kind, "device": device, "workers": count} for kind, device, count in stages])
+    assert re.findall(r"<td[^>]*>([\d.]+)</td><td>1 bytes", _cost(sweep, {"stages": table})) == ["4.0000", "0.2500", "2.0000"]  # fmt: skip
 
 
 def test_a_slot_starts_no_process_for_data_sets_and_all_else_that_ray_train_starts():

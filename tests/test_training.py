@@ -236,7 +236,7 @@ def test_looking_at_held_out_losses_on_the_way_changes_no_bit_of_what_is_trained
     assert [sum(math.isfinite(loss) for loss in curve["heldout_post"]) for curve in curves] == [0, 7]
 
 
-def test_a_damaged_state_is_noticed_and_the_one_before_is_used(bench):
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used_and_what_that_took_is_charged(bench):
     here = bench()
     stage = here.trial(0).pretrain
     with pytest.raises(KeyboardInterrupt):
@@ -247,8 +247,13 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(bench):
     before = newest_state(folder)
     assert 0 < before < newest
     assert read_state(folder, before)[1]["step"] == before
-    (folder / f"{before:08d}" / "state.json").write_text("{")
+    file = folder / f"{before:08d}" / "state.json"
+    facts = json.loads(file.read_text())
+    file.write_text("{")
     assert newest_state(folder) == 0
+    facts["curve"]["seconds"][-1] = 5000.0  # as if it had taken so long
+    file.write_text(json.dumps(facts))
+    assert 5000 < here.run(stage)["seconds"]["train"] < 9000
 
 
 def _interrupt_after(tokens: int):

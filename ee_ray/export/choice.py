@@ -66,15 +66,11 @@ def named(sweep: Sweep, ledger: Ledger, start: str) -> Chosen:
     Raises:
         UserError: no such stage, or several.
     """
-    found = [key for key in sweep.store.published() if key.startswith(start)]
-    if len(found) != 1:
-        several = f": {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else ""
-        raise UserError(f"--key {start}: {len(found) or 'no'} published stages of {sweep.store.place} have a key that starts so{several}")  # fmt: skip
-    users = [trial.point for trial in ledger.trials if any(stage.key == found[0] for stage in trial.stages)]
-    record = sweep.store.record(found[0])
-    assert record is not None
+    record = sweep.store.named(start)
+    key = record["key"]
+    users = [trial.point for trial in ledger.trials if any(stage.key == key for stage in trial.stages)]
     if not users:
-        return Chosen(found[0], f"It was named by its key. It is a stage of the sweep {record['sweep']}, and none of {sweep.spec.name}.")  # fmt: skip
+        return Chosen(key, f"It was named by its key. It is a stage of the sweep {record['sweep']}, and none of {sweep.spec.name}.")  # fmt: skip
     places = sorted({(point.level / sweep.spec.search.ladder, point.seed) for point in users})
     where = ", ".join(f"lambda = {level:g} with seed {seed}" for level, seed in places[:4])
-    return Chosen(found[0], f"It was named by its key. It is a {record['kind']} stage of {where}{' and others' if len(places) > 4 else ''}.")  # fmt: skip
+    return Chosen(key, f"It was named by its key. It is a {record['kind']} stage of {where}{' and others' if len(places) > 4 else ''}.")  # fmt: skip

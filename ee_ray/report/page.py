@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ee_ray.ledger import Ledger
+from ee_ray.ledger import COLUMNS, Ledger
 from ee_ray.report import sections, words
 from ee_ray.report.answers import answers
 from ee_ray.report.figures import KIND_COLOURS, LAYOUT, draw
@@ -19,9 +19,6 @@ from ee_ray.report.summary import contrast, summarize, verdict_sentence
 from ee_ray.report.tables import Tables, compute, write_tables
 from ee_ray.sweep import Sweep
 
-RUN_COLUMNS = [
-    "lambda", "seed", "choice", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre", "pretrain_key", "posttrain_key", "finetune_key",
-]  # fmt: skip
 RECIPE_COLUMNS = ["lambda", "choice", "finetune_lr", "L_im", "L_ret", "L_ft", "L_pre", "seeds"]
 MOST_POINTS = 40_000  # of training curves on the page, in all; the whole lies in data/training.*
 TITLES = {"pretrain": "Pretraining", "posttrain": "Post-training", "finetune": "Fine-tuning"}
@@ -96,7 +93,7 @@ def _data(sweep: Sweep, tables: Tables, figures: dict[str, go.Figure]) -> str:
     shown = {name: drawn(figure) for name, figure in figures.items()}
     return plain_json({
         "figures": shown, "choices": sweep.spec.choices, "font": LAYOUT["font"],
-        "runs": rows_of(tables["runs"][RUN_COLUMNS]), "recipes": rows_of(tables["recipes"].reindex(columns=RECIPE_COLUMNS)),
+        "runs": rows_of(tables["runs"][COLUMNS]), "recipes": rows_of(tables["recipes"].reindex(columns=RECIPE_COLUMNS)),
     })  # fmt: skip
 
 

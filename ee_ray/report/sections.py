@@ -5,17 +5,17 @@ import platform
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from ee_ray.ledger import Ledger
+from ee_ray.ledger import LOSSES, Ledger
 from ee_ray.report import paper, words
 from ee_ray.report.figures import MOST_BANDS
 from ee_ray.report.html import Html, details, figure, note, section, table
-from ee_ray.report.summary import LOSSES
 from ee_ray.report.tables import TABLES, Tables
 from ee_ray.spec.data import ROLES
+from ee_ray.spec.stages import Kind
 from ee_ray.sweep import Sweep
 
 KINDS = {"pretrain": "pretraining", "posttrain": "post-training", "finetune": "fine-tuning"}
@@ -88,7 +88,7 @@ def body(sweep: Sweep, ledger: Ledger, summary: dict[str, Any], tables: Tables, 
         Part("curves", "Training", _curves(tables)),
         Part("search", "Search", _search(sweep, summary, tables, drawn)),
         Part("tree", "Stages", _tree(summary, tables, drawn)),
-        Part("cost", "Cost", _cost(tables)),
+        Part("cost", "Cost", _cost(sweep, tables)),
         Part("data", "Data", _data(sweep, summary, samples)),
         Part("noise", "Noise", _noise(summary, tables, drawn)),
         Part("failures", "Failures", _failures(ledger)),
@@ -257,18 +257,20 @@ def _tree(summary: dict[str, Any], tables: Tables, drawn: list[str]) -> str:
     )  # fmt: skip
 
 
-def _cost(tables: Tables) -> str:
+def _cost(sweep: Sweep, tables: Tables) -> str:
     done = tables["stages"].query("state == 'published'")
     if done.empty:
         return ""
     rows = []
+    gpus = {str(of): sweep.spec.execution.shape(of).gpus_per_worker for of in get_args(Kind)}
     for (kind, device), mine in done.groupby(["kind", "device"], sort=False):
         busy = (mine["train_s"] + mine["evaluate_s"]).sum()
-        hours = (mine[["train_s", "evaluate_s"]].sum(axis=1) * mine["workers"]).sum() / 3600
+        each = (gpus[str(kind)] or 1) if device != "cpu" else 1  # devices of a worker
+        hours = (mine[["train_s", "evaluate_s"]].sum(axis=1) * mine["workers"]).sum() * each / 3600
         rows.append([KINDS[str(kind)], str(device), len(mine), words.duration(mine["setup_s"].sum()), words.duration(mine["train_s"].sum()), words.duration(mine["evaluate_s"].sum()),
                      int(mine["tokens"].sum() / max(busy, 1e-9)), float(hours), words.bytes_(mine["bytes"].sum())])  # fmt: skip
     header = ["stage", "device", "stages", "setting up", "training", "evaluating", "tokens/s", "device-hours", "disk"]
-    return section("cost", "Cost", table(header, rows, "time and disk by kind of stage"), note("Summed over stages, as if one after another; device-hours: training and evaluation, times workers."))  # fmt: skip
+    return section("cost", "Cost", table(header, rows, "time and disk by kind of stage"), note("Summed over stages, as if one after another; training includes what came before an interruption, up to the state that the stage went on from. Device-hours: training and evaluation, times workers and the GPUs that the sweep file gives each now."))  # fmt: skip
 
 
 def _data(sweep: Sweep, summary: dict[str, Any], samples: str) -> str:

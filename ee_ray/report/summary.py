@@ -9,7 +9,7 @@ import pandas as pd
 from ee_ray.compare import Comparison, Gap, compare
 from ee_ray.frontier import frontiers, hypervolume
 from ee_ray.importance import importance
-from ee_ray.ledger import COLUMNS, Ledger
+from ee_ray.ledger import COLUMNS, LOSSES, Ledger
 from ee_ray.objective import describe
 from ee_ray.optimum import Estimate, Optimum
 from ee_ray.plan import distinct, trialwise_tokens
@@ -20,7 +20,6 @@ from ee_ray.spec.data import ROLES
 from ee_ray.sweep import Sweep
 from ee_ray.tradeoff import Tradeoff
 
-LOSSES = ["L_im", "L_ret", "L_ft", "L_pre"]
 PROJECTIONS = (("L_ft", "L_ret"), ("L_ret", "L_pre"))  # paper, section 4.3
 
 
