@@ -8,7 +8,7 @@ quickstart: setup
 	$(BIN)/ee-ray run sweeps/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -30,17 +30,37 @@ settings.register_profile("ee_ray", deadline=None)  # machines that others use t
 settings.load_profile("ee_ray")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+# Files of which some tests start clusters. One process has them all, for two clusters at once are too much for two cores.
+CLUSTERS = {
+    "test_bucket_ray",
+    "test_cluster",
+    "test_hosts",
+    "test_ray",
+    "test_scatter",
+    "test_security",
+    "test_trackers",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that test (make test), one starts all clusters, one after another, and first; a file's tests share
-    what is set up for them, and so a process."""
-    items.sort(key=lambda item: not _starts_cluster(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("clusters" if _starts_cluster(item) else item.path.stem))
+    """What takes longest comes first."""
+    items.sort(key=lambda item: item.path.stem not in CLUSTERS)
+    marked = {item.path.stem for item in items if {"ray", "hosts"} & {mark.name for mark in item.iter_markers()}}
+    assert marked <= CLUSTERS, marked
 
 
-def _starts_cluster(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("ray", "hosts"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Of two processes that test (make test) one starts all clusters; the tests of any other file stay together, for they share
+    what is set up for them. (xdist's own groups do not work with pytest 9.2.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "clusters" if Path(file).stem in CLUSTERS else file
+
+    return ByFile(config, log)
 
 
 ROOT = Path(__file__).resolve().parent.parent
