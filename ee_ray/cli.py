@@ -325,39 +325,44 @@ def noise(spec: str, storage: str, address: str | None, local: bool, as_json: bo
 
 @main.command()
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC SPEC...", shell_complete=_specs)
-@click.option("--tokens", type=click.IntRange(min=1), required=True, help="Tokens of D_post to predict for.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens of D_post to predict for.")
+@click.option("--parameters", type=click.IntRange(min=1), help="Parameters of the model to predict for.")
 @_storage
 @_json
-def transfer(specs: tuple[str, ...], tokens: int, storage: str, as_json: bool) -> None:
-    """Predict the best lambda at another size of D_post, from finished sweeps at two sizes or more."""
+def transfer(specs: tuple[str, ...], tokens: int | None, parameters: int | None, storage: str, as_json: bool) -> None:
+    """Predict the best lambda at another size of D_post, or of the model, from finished sweeps at two sizes or more."""
     from dataclasses import asdict
 
     from ee_ray.ledger import read_ledger
     from ee_ray.propose import estimate
-    from ee_ray.transfer import predict, unlike
+    from ee_ray.transfer import OF, Size, predict, unlike
 
+    if (tokens is None) == (parameters is None):
+        raise UserError("transfer takes --tokens (of D_post) or --parameters (of the model), one of them")
+    size: Size = "tokens" if tokens else "parameters"
     sweeps = [_read(spec, storage) for spec in specs]
-    if differing := [f"{s.path}: {line}" for s in sweeps for line in unlike(sweeps[0].spec, s.spec)]:
+    if differing := [f"{s.path}: {line}" for s in sweeps for line in unlike(sweeps[0].spec, s.spec, size)]:
         raise UserError(differing)
     if frontiers := [sweep.path for sweep in sweeps if sweep.spec.objective.losses]:
         raise UserError(f"{path}: objective.loss is pareto: a frontier has no lambda* to predict" for path in frontiers)
-    optima = [estimate(s.spec, read_ledger(s.spec, s.data, s.store).results) for s in sweeps]
+    ledgers = [read_ledger(sweep.spec, sweep.data, sweep.store) for sweep in sweeps]
+    optima = [estimate(sweep.spec, ledger.results) for sweep, ledger in zip(sweeps, ledgers, strict=True)]
     if missing := [s.path for s, optimum in zip(sweeps, optima, strict=True) if optimum is None]:
         raise UserError(f"{path}: no result at three levels of lambda yet: ee-ray run {path}" for path in missing)
-    sizes = [sweep.spec.stages.posttrain.tokens for sweep in sweeps]
+    sizes = [s.spec.stages.posttrain.tokens if tokens else ledger.parameters for s, ledger in zip(sweeps, ledgers, strict=True)]  # fmt: skip
     if len(set(sizes)) < 2:
-        raise UserError(f"all of these sweeps have {sizes[0]:,} tokens of D_post: two sizes or more are needed")
-    found = predict(sizes, [optimum.p_argmin for optimum in optima if optimum], tokens)
+        raise UserError(f"all of these sweeps have {sizes[0]:,} {size} of {OF[size]}: two sizes or more are needed")
+    found = predict(sizes, [optimum.p_argmin for optimum in optima if optimum], tokens or parameters or 0)
     if as_json:
-        seen = [{"sweep": s.spec.name, "tokens": n, "lambda": o.lambda_star, "ci95": o.ci95, "verdict": o.verdict} for s, n, o in zip(sweeps, sizes, optima, strict=True) if o]  # fmt: skip
+        seen = [{"sweep": s.spec.name, size: n, "lambda": o.lambda_star, "ci95": o.ci95, "verdict": o.verdict} for s, n, o in zip(sweeps, sizes, optima, strict=True) if o]  # fmt: skip
         click.echo(json.dumps({"schema": 1, "sweeps": seen, "prediction": asdict(found)}, indent=1))
         return
-    for sweep, size, optimum in zip(sweeps, sizes, optima, strict=True):
+    for sweep, n, optimum in zip(sweeps, sizes, optima, strict=True):
         assert optimum
         low, high = optimum.ci95
-        click.echo(fold(f"{sweep.spec.name:<20}{size:>14,} tokens  lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}"))  # fmt: skip
-    click.echo(f"{'predicted':<20}{tokens:>14,} tokens  lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
-    click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of D_post")  # fmt: skip
+        click.echo(fold(f"{sweep.spec.name:<20}{n:>14,} {size}  lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}"))  # fmt: skip
+    click.echo(f"{'predicted':<20}{tokens or parameters:>14,} {size}  lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
+    click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of {OF[size]}")  # fmt: skip
 
 
 @main.command()

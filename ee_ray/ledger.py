@@ -35,6 +35,11 @@ class Ledger:
     choice: int
 
     @property
+    def parameters(self) -> int:
+        """Of the model, without adapters; 0 while nothing is pretrained."""
+        return next((int(record["parameters"]) for record in self.records.values() if record["kind"] == "pretrain"), 0)
+
+    @property
     def leading_rows(self) -> pd.DataFrame:
         """Rows of the choice in which lambda* is sought."""
         return self.rows[self.rows["choice"] == self.choice]

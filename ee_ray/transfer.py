@@ -1,8 +1,8 @@
-"""How lambda* moves with the size of D_post (or of anything else), from small sweeps, and where it will be at the next size.
+"""How lambda* moves with the size of D_post or of the model, from small sweeps, and where it will be at the next size.
 
     lambda*_i = clip(a + b log2(n_i) + s e_i, 0, 1),    e_i standard normal
 
-n is a size, such as tokens of D_post; b is the shift for each doubling and s what sizes do not explain. Each sweep enters
+n is a size, tokens of D_post or parameters of the model; b is the shift for each doubling and s what sizes do not explain. Each sweep enters
 with its whole posterior of lambda*, so a sweep that is unsure pulls little. a, b and s are summed over a grid under weak
 priors: with two or three sweeps any point estimate would be a fiction.
 """
@@ -10,7 +10,7 @@ priors: with two or three sweeps any point estimate would be a fiction.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,14 @@ SHIFT_SD = 0.1  # of its normal prior: an optimum that crosses half of [0, 1] in
 SCATTERS = np.array(
     [0.05, 0.1, 0.2]
 )  # s; equal prior weights; above the steps of the grid, or sharp sweeps fall between
-# What may differ between sweeps of one question: what makes D_post larger, how the answer was sought, and where.
+Size = Literal["tokens", "parameters"]
+OF = {"tokens": "D_post", "parameters": "the model"}
+# What may differ between sweeps of one question: what makes D_post or the model larger, how the answer was sought, and where.
+LARGER: dict[Size, Any] = {
+    "tokens": {"data": {"post": {"size"}}, "stages": {"posttrain": {"tokens", "passes"}}},
+    "parameters": {"model": True},
+}
 MAY_DIFFER: Any = {
-    "data": {"post": {"size"}},
-    "stages": {"posttrain": {"tokens", "passes"}},
     "search": set(Search.model_fields) - {"choices"},
     **dict.fromkeys(("schema_version", "name", "execution"), True),
 }
@@ -50,11 +54,11 @@ class Prediction:
     shift_ci95: tuple[float, float]
 
 
-def unlike(first: SweepSpec, other: SweepSpec) -> list[str]:
-    """Fields by which two sweeps ask different questions, not the same one at two sizes of D_post; a line for each."""
-    one, two = (spec.model_dump(mode="json", exclude=MAY_DIFFER) for spec in (first, other))
+def unlike(first: SweepSpec, other: SweepSpec, size: Size) -> list[str]:
+    """Fields by which two sweeps ask different questions, not the same one at two sizes; a line for each."""
+    one, two = (spec.model_dump(mode="json", exclude=MAY_DIFFER | LARGER[size]) for spec in (first, other))
     return [
-        f"{field} is {theirs!r}, and {mine!r} in {first.name}: transfer takes sweeps that differ in the size of D_post alone"
+        f"{field} is {theirs!r}, and {mine!r} in {first.name}: transfer takes sweeps that differ in the size of {OF[size]} alone"
         for field, mine, theirs in differences(one, two)
     ]
 

@@ -363,6 +363,18 @@ def test_small_sweeps_predict_the_optimum_of_a_larger_one(copy):
     assert "for each doubling of D_post" in copy.ee_ray("transfer", "tiny.yaml", larger, "--tokens", 8192).stdout
     same = copy.ee_ray("transfer", "tiny.yaml", "tiny.yaml", "--tokens", 8192, status=2)
     assert "two sizes or more are needed" in same.stderr
+    assert "one of them" in copy.ee_ray("transfer", "tiny.yaml", larger, status=2).stderr
+
+
+def test_sweeps_of_small_models_predict_the_optimum_of_a_larger_one(copy):
+    wider = copy.write("wider.yaml", name="wider", model__intermediate_size=128, search__max_trials=6)
+    copy.ee_ray("run", wider, "--local")
+    both = ["transfer", "tiny.yaml", wider]
+    told = copy.json(*both, "--parameters", 40_000, "--json")
+    records = [copy.store.record(row["pretrain_key"]) for name in ("tiny", "wider") for row in copy.summary(name)["trials"][:1]]  # fmt: skip
+    assert [sweep["parameters"] for sweep in told["sweeps"]] == [record["parameters"] for record in records]
+    assert "for each doubling of the model" in copy.ee_ray(*both, "--parameters", 40_000).stdout
+    assert "size of D_post alone" in copy.ee_ray(*both, "--tokens", 8192, status=2).stderr
 
 
 def running(place: Place, *arguments: object) -> subprocess.Popen[str]:

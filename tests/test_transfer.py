@@ -95,9 +95,13 @@ def test_sweeps_of_other_questions_predict_nothing_and_those_of_other_sizes_do(w
     """Fields by which the sweeps of the paper's figure 3 differ may differ, and where and how long each was run."""
     first = load_sweep(write())
     size = {"data__post": {"source": "builtin:music", "size": 40_000}, "stages__posttrain__tokens": 4096}
-    assert not unlike(first, load_sweep(write(name="large", **size, search__max_trials=10, execution__workers=2)))
+    assert not unlike(
+        first, load_sweep(write(name="large", **size, search__max_trials=10, execution__workers=2)), "tokens"
+    )
     for figure in ("3a", "3b"):
         paper = [load_sweep(path) for path in sorted((ROOT / "sweeps/paper").glob(f"figure{figure}*.yaml"))]
-        assert len(paper) == 3 and not [line for each in paper for line in unlike(paper[0], each)]
-    found = unlike(first, load_sweep(write(**size, model__hidden_size=64, objective__finetune_lr=1e-3)))
-    assert [line.partition(" ")[0] for line in found] == ["model.hidden_size", "objective.finetune_lr"]
+        assert len(paper) == 3 and not [line for each in paper for line in unlike(paper[0], each, "tokens")]
+    both = load_sweep(write(**size, model__hidden_size=64, objective__finetune_lr=1e-3))
+    found = [[line.partition(" ")[0] for line in unlike(first, both, by)] for by in ("tokens", "parameters")]
+    assert found == [["model.hidden_size", "objective.finetune_lr"], ["data.post.size", "stages.posttrain.tokens", "objective.finetune_lr"]]  # fmt: skip
+    assert not unlike(first, load_sweep(write(model__hidden_size=64)), "parameters")
