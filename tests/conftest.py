@@ -26,6 +26,8 @@ from ee_ray.store import Store
 # A shell starts what it puts into the background deaf to Ctrl-C, and children inherit that: tests interrupt some of theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ.pop("COLUMNS", None)  # xdist sets it, and what is printed would be folded as for a terminal
+
 settings.register_profile("ee_ray", deadline=None)  # machines that others use too have no time of their own
 settings.load_profile("ee_ray")
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import Place, ray_environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 # Pretraining of about 3 s: long enough to be killed in the middle of.
 LONGER = {"stages__pretrain__tokens": 262_144, "search__max_trials": 6}
@@ -47,7 +47,7 @@ class Run:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 180) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 400) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.log.read_text()
@@ -128,6 +128,7 @@ def test_a_cluster_that_is_lost_is_said_within_seconds_in_one_message(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_range_of_workers_takes_what_there_is_and_shards_the_model_over_it(finished, tmp_path):
     """Up to four sharded workers are asked for, and the machine has room for two."""
     place = Place(tmp_path)
@@ -237,7 +238,6 @@ SOON = "import ee_ray.runner as r, ee_ray.cli as c; r.RESIZE_SECONDS = 5.0; c.ma
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_stage_grows_onto_a_node_that_comes_and_goes_on_with_fewer_workers_when_it_is_killed(tmp_path):
     """Two pretrainings of a minute: the second worker joins in the first, and its node dies in the second.
 

@@ -11,7 +11,7 @@ from test_prepare import contents, digests
 
 from ee_ray.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CLUSTER = """
 import sys
