@@ -252,8 +252,7 @@ def _finish(
     browser: str | None = None,
 ) -> None:  # fmt: skip
     """Write the report, tell the verdict, and exit 3 if stages failed, or if a run (`seconds` long) left some to train that
-    no budget forbade. `as_json` prints the summary, for scripts;
-    `browser` draws images."""
+    no budget forbade. `as_json` prints the summary, for scripts; `browser` draws images."""
     from ee_ray.report import words
     from ee_ray.report.page import write_report
     from ee_ray.report.summary import verdict_sentence
@@ -275,9 +274,8 @@ def _finish(
     if drawn:
         log.tell(f"images: {folder / 'images'}, {len(drawn)} files")
     _tell_failures(sweep, ledger, log)
-    left = (
-        ledger.decision.outstanding and not stopped and seconds is not None
-    )  # whoever only reads may come in the middle
+    # Whoever only reads may come in the middle of a sweep.
+    left = ledger.decision.outstanding and not stopped and seconds is not None
     if ledger.failures or left:
         sys.exit(FAILED)
 
@@ -340,6 +338,7 @@ def transfer(specs: tuple[str, ...], tokens: int | None, parameters: int | None,
     if (tokens is None) == (parameters is None):
         raise UserError("transfer takes --tokens (of D_post) or --parameters (of the model), one of them")
     size: Size = "tokens" if tokens else "parameters"
+    asked = tokens or parameters or 0
     sweeps = [_read(spec, storage) for spec in specs]
     if differing := [f"{s.path}: {line}" for s in sweeps for line in unlike(sweeps[0].spec, s.spec, size)]:
         raise UserError(differing)
@@ -352,7 +351,7 @@ def transfer(specs: tuple[str, ...], tokens: int | None, parameters: int | None,
     sizes = [s.spec.stages.posttrain.tokens if tokens else ledger.parameters for s, ledger in zip(sweeps, ledgers, strict=True)]  # fmt: skip
     if len(set(sizes)) < 2:
         raise UserError(f"all of these sweeps have {sizes[0]:,} {size} of {OF[size]}: two sizes or more are needed")
-    found = predict(sizes, [optimum.p_argmin for optimum in optima if optimum], tokens or parameters or 0)
+    found = predict(sizes, [optimum.p_argmin for optimum in optima if optimum], asked)
     if as_json:
         seen = [{"sweep": s.spec.name, size: n, "lambda": o.lambda_star, "ci95": o.ci95, "verdict": o.verdict} for s, n, o in zip(sweeps, sizes, optima, strict=True) if o]  # fmt: skip
         click.echo(json.dumps({"schema": 1, "sweeps": seen, "prediction": asdict(found)}, indent=1))
@@ -361,7 +360,7 @@ def transfer(specs: tuple[str, ...], tokens: int | None, parameters: int | None,
         assert optimum
         low, high = optimum.ci95
         click.echo(fold(f"{sweep.spec.name:<20}{n:>14,} {size}  lambda* {optimum.lambda_star:.2f} [{low:.2f}, {high:.2f}]  {optimum.verdict}"))  # fmt: skip
-    click.echo(f"{'predicted':<20}{tokens or parameters:>14,} {size}  lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
+    click.echo(f"{'predicted':<20}{asked:>14,} {size}  lambda* {found.value:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]")  # fmt: skip
     click.echo(f"lambda* moves by {found.shift:+.2f} [{found.shift_ci95[0]:+.2f}, {found.shift_ci95[1]:+.2f}] for each doubling of {OF[size]}")  # fmt: skip
 
 

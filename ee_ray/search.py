@@ -266,7 +266,7 @@ class LadderSearch(OptunaSearch):  # type: ignore[misc]
 
 
 def _gpu_seconds(spec: SweepSpec, record: Mapping[str, Any]) -> float:
-    """GPU time that this sweep gave a published stage, seconds: training and evaluation, as if all of it by the workers that ended it."""
+    """GPU time that this sweep gave a published stage, seconds: training and evaluation, as if all by the workers that ended it."""
     if record["sweep"] != spec.name:
         return 0.0
     busy: float = record["seconds"]["train"] + record["seconds"]["evaluate"]

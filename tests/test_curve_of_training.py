@@ -4,6 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -54,10 +55,10 @@ def test_speed_is_that_of_training_without_what_evaluation_takes():
 
 
 def test_memory_is_what_the_process_held_at_most():
-    before = peak_memory(torch.device("cpu"))
+    held = psutil.Process().memory_info().rss
     block = torch.ones(100_000_000)  # 400 MB
     del block
-    assert max(before, 5e8) <= peak_memory(torch.device("cpu")) < 1e12
+    assert peak_memory(torch.device("cpu")) > held + 3.5e8
 
 
 @given(windows=st.integers(1, 10**7), batch=st.integers(1, 512), heldout=st.integers(1, 4096), roles=st.integers(1, 3))

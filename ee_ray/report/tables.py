@@ -210,19 +210,7 @@ def _search(spec: SweepSpec, ledger: Ledger) -> pd.DataFrame:
             "hypervolume": hypervolume(so_far, corner) if len(so_far) else 0.0,
             "chosen": ", ".join(f"{point.level / spec.search.ladder:g}:{point.seed}" + f":{point.choice}" * (len(spec.choices) > 1) for point in each.runs),
         })  # fmt: skip
-    columns = [
-        "round",
-        "runs",
-        "tokens",
-        "total_tokens",
-        "lambda",
-        "lo",
-        "hi",
-        "verdict",
-        "known",
-        "hypervolume",
-        "chosen",
-    ]
+    columns = ["round", "runs", "tokens", "total_tokens", "lambda", "lo", "hi", "verdict", "known", "hypervolume", "chosen"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
